@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// A group of ranks: a value with rank, size and split. A group of one is the identity, so callers never ask whether the run is
+// distributed. Groups move bytes; they know no tensors. Every verb is collective: all ranks of the group call it in the
+// same order. Ranks are threads of one process, MPI processes or (later) NCCL peers; see world.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace conclave::comm {
+
+enum class DType { kFloat32, kFloat64, kInt32, kInt64 };
+enum class Reduce { kSum, kMin, kMax };
+
+// An operation under way. finish() waits for it; the buffers stay untouched until then. Finish works in the order they
+// were started.
+class Work {
+ public:
+  Work() = default;
+  explicit Work(std::function<void()> finish) : finish_(std::move(finish)) {}
+  void finish() {
+    if (finish_) std::exchange(finish_, nullptr)();
+  }
+
+ private:
+  std::function<void()> finish_;
+};
+
+// What a transport implements: one object per rank and group. Sizes are bytes.
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual std::string name() const = 0;
+  virtual std::shared_ptr<Transport> split(int color, int key) = 0;
+  virtual void barrier() = 0;
+  virtual void broadcast(std::span<std::byte> data, int root) = 0;
+  virtual void all_gather(std::span<const std::byte> send, std::span<std::byte> recv) = 0;
+  virtual void all_reduce(std::span<std::byte> data, DType dtype, Reduce op) = 0;
+  // send_bytes[r] bytes go to rank r, packed in rank order; recv_bytes[r] come from rank r.
+  virtual Work start_all_to_all_v(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
+                                  std::span<std::byte> recv, std::span<const int64_t> recv_bytes) = 0;
+  // Ends the whole job at once, every rank, with `code`. Does not return for processes; thread ranks poison the group, so
+  // that the others throw CommError instead of waiting.
+  virtual void abort(int code, const std::string& reason) = 0;
+};
+
+class Group {
+ public:
+  Group();  // the group of one
+  explicit Group(std::shared_ptr<Transport> transport);
+
+  int rank() const;
+  int size() const;
+  std::string transport_name() const;  // "self", "threads", "mpi"
+  // Ranks with equal `color` form a group, ordered by `key`, then by rank here.
+  Group split(int color, int key) const;
+
+  void barrier() const;
+  void abort(int code, const std::string& reason) const;
+
+  template <typename T>
+  void broadcast(std::span<T> data, int root) const {
+    broadcast_bytes(std::as_writable_bytes(data), root);
+  }
+  // recv.size() == size() * send.size(), in rank order.
+  template <typename T>
+  void all_gather(std::span<const T> send, std::span<T> recv) const {
+    all_gather_bytes(std::as_bytes(send), std::as_writable_bytes(recv));
+  }
+  template <typename T>
+  std::vector<T> all_gather_value(const T& value) const {
+    std::vector<T> all(size());
+    all_gather(std::span<const T>(&value, 1), std::span<T>(all));
+    return all;
+  }
+  // In place. The order of a floating-point sum is the transport's: parallel/tree_reduce.h has the order that is a promise.
+  void all_reduce(std::span<float> data, Reduce op = Reduce::kSum) const;
+  void all_reduce(std::span<double> data, Reduce op = Reduce::kSum) const;
+  void all_reduce(std::span<int32_t> data, Reduce op = Reduce::kSum) const;
+  void all_reduce(std::span<int64_t> data, Reduce op = Reduce::kSum) const;
+
+  // Counts are elements of T per rank.
+  template <typename T>
+  Work start_all_to_all_v(std::span<const T> send, std::span<const int64_t> send_counts, std::span<T> recv,
+                          std::span<const int64_t> recv_counts) const {
+    return start_all_to_all_v_bytes(std::as_bytes(send), scaled(send_counts, sizeof(T)), std::as_writable_bytes(recv),
+                                    scaled(recv_counts, sizeof(T)));
+  }
+  template <typename T>
+  void all_to_all_v(std::span<const T> send, std::span<const int64_t> send_counts, std::span<T> recv,
+                    std::span<const int64_t> recv_counts) const {
+    start_all_to_all_v(send, send_counts, recv, recv_counts).finish();
+  }
+  // send.size() == recv.size(), a multiple of size(); piece r goes to rank r.
+  template <typename T>
+  void all_to_all(std::span<const T> send, std::span<T> recv) const {
+    const std::vector<int64_t> counts(size(), static_cast<int64_t>(send.size()) / size());
+    all_to_all_v(send, std::span<const int64_t>(counts), recv, std::span<const int64_t>(counts));
+  }
+  // Every rank's text, in rank order, on every rank.
+  std::vector<std::string> all_gather_text(const std::string& text) const;
+
+ private:
+  static std::vector<int64_t> scaled(std::span<const int64_t> counts, size_t item);
+  void broadcast_bytes(std::span<std::byte> data, int root) const;
+  void all_gather_bytes(std::span<const std::byte> send, std::span<std::byte> recv) const;
+  Work start_all_to_all_v_bytes(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
+                                std::span<std::byte> recv, std::span<const int64_t> recv_bytes) const;
+
+  std::shared_ptr<Transport> transport_;
+};
+
+}  // namespace conclave::comm

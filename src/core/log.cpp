@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/log.h"
+
+#include <fmt/format.h>
+#include <spdlog/sinks/basic_file_sink.h>
+#include <spdlog/sinks/null_sink.h>
+#include <spdlog/sinks/stdout_sinks.h>
+
+namespace conclave {
+
+std::shared_ptr<Log> make_log(int rank) {
+  auto log = std::make_shared<Log>(fmt::format("rank {}", rank));
+  if (rank == 0) {
+    auto console = std::make_shared<spdlog::sinks::stdout_sink_mt>();
+    console->set_pattern("%v");
+    log->sinks().push_back(console);
+  }
+  log->flush_on(spdlog::level::info);
+  return log;
+}
+
+std::shared_ptr<Log> make_silent_log() {
+  return std::make_shared<Log>("silent", std::make_shared<spdlog::sinks::null_sink_mt>());
+}
+
+void add_log_file(Log& log, const std::filesystem::path& directory, int rank) {
+  std::filesystem::create_directories(directory);
+  const auto path = directory / fmt::format("rank-{:05}.log", rank);
+  auto file = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path.string());
+  file->set_pattern("%Y-%m-%dT%H:%M:%S.%e [%n] %l %v");
+  log.sinks().push_back(file);
+}
+
+}  // namespace conclave

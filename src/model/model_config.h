@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// The `model:` section. Resolved widths of every layer are in model_shape.h.
+#pragma once
+
+#include "config/types.h"
+
+namespace conclave::model {
+
+enum class QkNorm { kNone, kHead, kFull };
+enum class NormPlacement { kPre, kPost };
+enum class Init { kNormal, kScaled, kMup };
+
+struct ModelConfig {
+  int64_t vocab_size = 0;  // required
+  int64_t hidden_size = 0;  // required
+  int64_t num_layers = 0;  // required
+  int64_t num_attention_heads = 0;  // required
+  std::optional<int64_t> num_key_value_heads;
+  std::optional<int64_t> head_dim;
+  std::optional<int64_t> ffn_hidden_size;
+  int64_t max_seq_len = 1024;
+  QkNorm qk_norm = QkNorm::kNone;
+  bool qkv_bias = false;
+  double rope_theta = 10000.0;
+  double norm_eps = 1e-5;
+  NormPlacement norm_placement = NormPlacement::kPre;
+  bool tie_embeddings = false;
+  Init init = Init::kNormal;
+  double init_std = 0.02;
+  std::optional<std::string> init_from;
+
+  void fields(auto&& field) {
+    field("vocab_size", vocab_size, "entries of the vocabulary (required)");
+    field("hidden_size", hidden_size, "width of the residual stream (required)");
+    field("num_layers", num_layers, "transformer blocks (required)");
+    field("num_attention_heads", num_attention_heads, "query heads (required)");
+    field("num_key_value_heads", num_key_value_heads, "key/value heads; null = num_attention_heads");
+    field("head_dim", head_dim, "width of a head; null = hidden_size / num_attention_heads");
+    field("ffn_hidden_size", ffn_hidden_size, "width of dense feed-forward layers; null = 4 * hidden_size");
+    field("max_seq_len", max_seq_len, "longest sequence the model is made for, in tokens");
+    field("qk_norm", qk_norm, "RMSNorm of queries and keys: none, per head, or over the full projection");
+    field("qkv_bias", qkv_bias, "bias on the query, key and value projections");
+    field("rope_theta", rope_theta, "base of the rotary position frequencies");
+    field("norm_eps", norm_eps, "epsilon of every RMSNorm");
+    field("norm_placement", norm_placement, "pre = before each sub-layer, post = after it");
+    field("tie_embeddings", tie_embeddings, "the output head reuses the embedding matrix");
+    field("init", init, "normal = init_std everywhere, scaled = residual outputs divided by sqrt(2 * num_layers)");
+    field("init_std", init_std, "standard deviation of initial weights");
+    field("init_from", init_from, "a checkpoint to start the weights from");
+  }
+};
+
+}  // namespace conclave::model
+
+namespace conclave::config {
+template <>
+struct EnumNames<model::QkNorm> {
+  static constexpr std::array<std::pair<std::string_view, model::QkNorm>, 3> kNames{
+      {{"none", model::QkNorm::kNone}, {"head", model::QkNorm::kHead}, {"full", model::QkNorm::kFull}}};
+};
+template <>
+struct EnumNames<model::NormPlacement> {
+  static constexpr std::array<std::pair<std::string_view, model::NormPlacement>, 2> kNames{
+      {{"pre", model::NormPlacement::kPre}, {"post", model::NormPlacement::kPost}}};
+};
+template <>
+struct EnumNames<model::Init> {
+  static constexpr std::array<std::pair<std::string_view, model::Init>, 3> kNames{
+      {{"normal", model::Init::kNormal}, {"scaled", model::Init::kScaled}, {"mup", model::Init::kMup}}};
+};
+}  // namespace conclave::config

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every width of the model after granularity, derived defaults and the dense twin are resolved: plain numbers, from which
+// the transformer is built and parameters and FLOPs are counted.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model/model_config.h"
+#include "moe/moe_config.h"
+
+namespace conclave::model {
+
+struct LayerShape {
+  bool moe = false;
+  int64_t ffn_width = 0;       // of the dense FFN; 0 when the layer has none
+  int64_t num_experts = 0;     // E after granularity
+  int64_t top_k = 0;           // k after granularity
+  int64_t expert_width = 0;    // F after granularity
+  int64_t shared_width = 0;    // 0 = no shared expert
+  bool shared_gate = false;
+  bool residual_dense = false;  // Arctic: a dense FFN of ffn_width beside the experts, which read the block input
+};
+
+struct ModelShape {
+  int64_t vocab = 0;
+  int64_t hidden = 0;
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t max_seq_len = 0;
+  bool tied = false;
+  bool qkv_bias = false;
+  QkNorm qk_norm = QkNorm::kNone;
+  std::vector<LayerShape> layers;
+};
+
+// Requires a validated configuration.
+ModelShape model_shape(const ModelConfig& model, const moe::MoeConfig& moe);
+
+}  // namespace conclave::model

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+// The `moe:` section: expert shape, router, balancing, capacity, dispatch.
+#pragma once
+
+#include "config/types.h"
+
+namespace conclave::moe {
+
+enum class Branch { kSerial, kParallel, kResidual };
+enum class Score { kSoftmax, kSigmoid };
+enum class LossType { kSwitch, kZ };
+enum class Level { kMicro, kSequence, kGlobal };
+enum class Convention { kMegatron, kSwitch, kGshard, kDeepspeed, kHuggingface, kDeepseek };
+enum class Scope { kLayer, kModel };
+enum class BiasRule { kSign, kProportional };
+enum class DropPolicy { kPosition, kSlot, kScore, kRandom, kBpr, kSpill };
+enum class DispatchType { kAuto, kLocal, kAllToAll, kShared, kHierarchical, kAllGather };
+enum class BackwardRows { kKeep, kResend };
+
+// Which layers are MoE: l >= first_k_dense and (l - first_k_dense) % layer_freq == 0; or a list of 0/1, one per layer.
+struct LayerPattern {
+  int64_t first_k_dense = 0;
+  int64_t layer_freq = 1;
+
+  void fields(auto&& field) {
+    field("first_k_dense", first_k_dense, "the first layers that stay dense");
+    field("layer_freq", layer_freq, "after those, every n-th layer is MoE");
+  }
+};
+
+struct RouterConfig {
+  std::string type = "topk";
+  Score score = Score::kSoftmax;
+  bool score_before_topk = true;
+  bool norm_topk_prob = false;
+  double routed_scaling_factor = 1.0;
+  int64_t n_group = 1;
+  int64_t topk_group = 1;
+  std::string second = "always";
+  std::string dtype = "fp32";
+  std::optional<std::string> record;
+  std::optional<std::string> replay;
+
+  void fields(auto&& field) {
+    field("type", type, "how experts are chosen: topk");
+    field("score", score, "how logits become scores");
+    field("score_before_topk", score_before_topk, "score over all experts, then choose; false = over the chosen ones");
+    field("norm_topk_prob", norm_topk_prob, "divide the chosen weights by their sum");
+    field("routed_scaling_factor", routed_scaling_factor, "multiplies the weights after normalisation");
+    field("n_group", n_group, "groups of experts for group-limited routing");
+    field("topk_group", topk_group, "groups a token may use");
+    field("second", second, "second expert: always (GShard's random second expert is not built)");
+    field("dtype", dtype, "arithmetic of logits and scores, at least fp32");
+    field("record", record, "write chosen expert ids here");
+    field("replay", replay, "take expert ids from such a recording");
+  }
+};
+
+struct BalanceLoss {
+  LossType type = LossType::kSwitch;
+  double coef = 0.01;
+  Level level = Level::kMicro;
+  Convention convention = Convention::kMegatron;
+  Scope scope = Scope::kLayer;
+
+  void fields(auto&& field) {
+    field("type", type, "switch = load balance, z = router z-loss");
+    field("coef", coef, "coefficient");
+    field("level", level, "where expert counts are taken: micro-batch, sequence, or global (counts of the last step)");
+    field("convention", convention, "whose scale of the loss");
+    field("scope", scope, "layer = each layer its own loss, model = all layers together (transformers)");
+  }
+};
+
+struct BiasConfig {
+  double update_rate = 0.0;
+  BiasRule rule = BiasRule::kSign;
+  bool center = false;
+
+  void fields(auto&& field) {
+    field("update_rate", update_rate, "step of the loss-free bias per optimizer step; 0 = off");
+    field("rule", rule, "sign or proportional");
+    field("center", center, "subtract the mean bias after each update");
+  }
+};
+
+struct BalanceConfig {
+  std::vector<BalanceLoss> losses;
+  BiasConfig bias;
+
+  void fields(auto&& field) {
+    field("losses", losses, "auxiliary losses, any number");
+    field("bias", bias, "loss-free balancing");
+  }
+};
+
+struct CapacityConfig {
+  std::optional<double> factor;
+  std::optional<double> eval_factor;
+  DropPolicy policy = DropPolicy::kPosition;
+  bool renormalize = false;
+  int64_t min = 4;
+
+  void fields(auto&& field) {
+    field("factor", factor, "capacity C = max(min, ceil(factor * k * T / E)) per micro-batch; null = dropless");
+    field("eval_factor", eval_factor, "the same in evaluation; null = factor");
+    field("policy", policy, "order in which tokens are admitted");
+    field("renormalize", renormalize, "divide the weights that survive by their sum");
+    field("min", min, "least capacity");
+  }
+};
+
+struct ExpertsConfig {
+  std::string backend = "auto";
+  void fields(auto&& field) { field("backend", backend, "grouped product: auto"); }
+};
+
+struct DispatchConfig {
+  DispatchType type = DispatchType::kAuto;
+  BackwardRows backward_rows = BackwardRows::kKeep;
+  std::string payload = "same";
+
+  void fields(auto&& field) {
+    field("type", type, "token exchange: local within one rank, alltoall over parallel.ep");
+    field("backward_rows", backward_rows, "keep the rows received for backward");
+    field("payload", payload, "number format on the wire: same");
+  }
+};
+
+struct MoeConfig {
+  bool enabled = true;
+  config::IntOrList num_experts = int64_t{8};
+  std::optional<std::string> sets;
+  Branch branch = Branch::kSerial;
+  int64_t top_k = 2;
+  std::optional<int64_t> expert_hidden_size;
+  int64_t granularity = 1;
+  int64_t num_shared_experts = 0;
+  std::optional<int64_t> shared_hidden_size;
+  bool shared_gate = false;
+  std::variant<LayerPattern, std::vector<int64_t>> layers = LayerPattern{};
+  RouterConfig router;
+  BalanceConfig balance;
+  CapacityConfig capacity;
+  ExpertsConfig experts;
+  DispatchConfig dispatch;
+
+  void fields(auto&& field) {
+    field("enabled", enabled, "false = the dense twin: each MoE layer becomes a dense one of width k * width + shared");
+    field("num_experts", num_experts, "routed experts; or a list, one per MoE layer");
+    field("sets", sets, "heterogeneous expert sets");
+    field("branch", branch, "serial; parallel = dense FFN beside; residual = from the block input (Arctic)");
+    field("top_k", top_k, "experts for each token");
+    field("expert_hidden_size", expert_hidden_size, "width of an expert; null = model.ffn_hidden_size");
+    field("granularity", granularity, "G: E*G experts of width/G, k*G for each token (ReMoE)");
+    field("num_shared_experts", num_shared_experts, "experts every token uses");
+    field("shared_hidden_size", shared_hidden_size, "total width of the shared expert; null = count * resolved expert width");
+    field("shared_gate", shared_gate, "sigmoid gate on the shared expert (Qwen2-MoE)");
+    field("layers", layers, "which layers are MoE");
+    field("router", router, "");
+    field("balance", balance, "");
+    field("capacity", capacity, "");
+    field("experts", experts, "");
+    field("dispatch", dispatch, "");
+  }
+};
+
+}  // namespace conclave::moe
+
+namespace conclave::config {
+template <>
+struct EnumNames<moe::Branch> {
+  static constexpr std::array<std::pair<std::string_view, moe::Branch>, 3> kNames{
+      {{"serial", moe::Branch::kSerial}, {"parallel", moe::Branch::kParallel}, {"residual", moe::Branch::kResidual}}};
+};
+template <>
+struct EnumNames<moe::Score> {
+  static constexpr std::array<std::pair<std::string_view, moe::Score>, 2> kNames{
+      {{"softmax", moe::Score::kSoftmax}, {"sigmoid", moe::Score::kSigmoid}}};
+};
+template <>
+struct EnumNames<moe::LossType> {
+  static constexpr std::array<std::pair<std::string_view, moe::LossType>, 2> kNames{
+      {{"switch", moe::LossType::kSwitch}, {"z", moe::LossType::kZ}}};
+};
+template <>
+struct EnumNames<moe::Level> {
+  static constexpr std::array<std::pair<std::string_view, moe::Level>, 3> kNames{
+      {{"micro", moe::Level::kMicro}, {"sequence", moe::Level::kSequence}, {"global", moe::Level::kGlobal}}};
+};
+template <>
+struct EnumNames<moe::Convention> {
+  static constexpr std::array<std::pair<std::string_view, moe::Convention>, 6> kNames{
+      {{"megatron", moe::Convention::kMegatron},
+       {"switch", moe::Convention::kSwitch},
+       {"gshard", moe::Convention::kGshard},
+       {"deepspeed", moe::Convention::kDeepspeed},
+       {"huggingface", moe::Convention::kHuggingface},
+       {"deepseek", moe::Convention::kDeepseek}}};
+};
+template <>
+struct EnumNames<moe::Scope> {
+  static constexpr std::array<std::pair<std::string_view, moe::Scope>, 2> kNames{
+      {{"layer", moe::Scope::kLayer}, {"model", moe::Scope::kModel}}};
+};
+template <>
+struct EnumNames<moe::BiasRule> {
+  static constexpr std::array<std::pair<std::string_view, moe::BiasRule>, 2> kNames{
+      {{"sign", moe::BiasRule::kSign}, {"proportional", moe::BiasRule::kProportional}}};
+};
+template <>
+struct EnumNames<moe::DropPolicy> {
+  static constexpr std::array<std::pair<std::string_view, moe::DropPolicy>, 6> kNames{
+      {{"position", moe::DropPolicy::kPosition},
+       {"slot", moe::DropPolicy::kSlot},
+       {"score", moe::DropPolicy::kScore},
+       {"random", moe::DropPolicy::kRandom},
+       {"bpr", moe::DropPolicy::kBpr},
+       {"spill", moe::DropPolicy::kSpill}}};
+};
+template <>
+struct EnumNames<moe::DispatchType> {
+  static constexpr std::array<std::pair<std::string_view, moe::DispatchType>, 6> kNames{
+      {{"auto", moe::DispatchType::kAuto},
+       {"local", moe::DispatchType::kLocal},
+       {"alltoall", moe::DispatchType::kAllToAll},
+       {"shared", moe::DispatchType::kShared},
+       {"hierarchical", moe::DispatchType::kHierarchical},
+       {"allgather", moe::DispatchType::kAllGather}}};
+};
+template <>
+struct EnumNames<moe::BackwardRows> {
+  static constexpr std::array<std::pair<std::string_view, moe::BackwardRows>, 2> kNames{
+      {{"keep", moe::BackwardRows::kKeep}, {"resend", moe::BackwardRows::kResend}}};
+};
+}  // namespace conclave::config

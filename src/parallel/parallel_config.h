@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// The `parallel:` section. world = pp * dp * cp * tp; ep is a view of the same ranks, never an extra axis.
+#pragma once
+
+#include "config/types.h"
+
+namespace conclave::parallel {
+
+enum class Reduction { kCanonical, kFast };
+enum class ExecutorType { kSequential, kChunked, kInterleaved };
+
+struct ParallelConfig {
+  std::optional<int64_t> dp;
+  int64_t tp = 1;
+  int64_t ep = 1;
+  int64_t etp = 1;
+  int64_t cp = 1;
+  int64_t pp = 1;
+  int64_t zero = 0;
+  bool sequence_parallel = true;
+  Reduction reduction = Reduction::kFast;
+  ExecutorType executor = ExecutorType::kSequential;
+  int64_t chunks = 4;
+  std::vector<std::string> rank_order = {"pp", "dp", "cp", "tp"};
+
+  void fields(auto&& field) {
+    field("dp", dp, "data-parallel ranks; null = what is left of the world");
+    field("tp", tp, "tensor-parallel ranks");
+    field("ep", ep, "ranks over which the experts of a layer are spread; divides dp * cp * tp");
+    field("etp", etp, "tensor-parallel ranks inside an expert");
+    field("cp", cp, "context-parallel ranks");
+    field("pp", pp, "pipeline stages");
+    field("zero", zero, "sharding of optimizer state over dp: 0 or 1");
+    field("sequence_parallel", sequence_parallel, "with tp > 1: norms and routing on token shards");
+    field("reduction", reduction, "canonical = bitwise independent of dp and ep; fast = the transport's order");
+    field("executor", executor, "how the stages of a step are ordered");
+    field("chunks", chunks, "token chunks of the chunked executor");
+    field("rank_order", rank_order, "axes, slowest first");
+  }
+};
+
+}  // namespace conclave::parallel
+
+namespace conclave::config {
+template <>
+struct EnumNames<parallel::Reduction> {
+  static constexpr std::array<std::pair<std::string_view, parallel::Reduction>, 2> kNames{
+      {{"canonical", parallel::Reduction::kCanonical}, {"fast", parallel::Reduction::kFast}}};
+};
+template <>
+struct EnumNames<parallel::ExecutorType> {
+  static constexpr std::array<std::pair<std::string_view, parallel::ExecutorType>, 3> kNames{
+      {{"sequential", parallel::ExecutorType::kSequential},
+       {"chunked", parallel::ExecutorType::kChunked},
+       {"interleaved", parallel::ExecutorType::kInterleaved}}};
+};
+}  // namespace conclave::config

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// The `train:`, `eval:`, `metrics:` and `memory:` sections.
+#pragma once
+
+#include "config/types.h"
+
+namespace conclave::train {
+
+struct TrainConfig {
+  int64_t steps = 1000;
+  int64_t global_batch_size = 8;
+  int64_t micro_batch_size = 1;
+  std::string precision = "auto";
+  int64_t seed = 1;
+  std::string device = "auto";
+  std::optional<config::Duration> max_time;
+  config::Duration hang_timeout{600};
+  std::optional<std::string> profile;
+  std::optional<std::string> distill;
+
+  void fields(auto&& field) {
+    field("steps", steps, "optimizer steps of the run");
+    field("global_batch_size", global_batch_size, "sequences in an optimizer step, over all ranks");
+    field("micro_batch_size", micro_batch_size, "sequences a rank holds at a time; divides global_batch_size / dp");
+    field("precision", precision, "auto or fp32 (bf16 is not built yet)");
+    field("seed", seed, "seed of initialisation and of every random choice of the model");
+    field("device", device, "auto or cpu (cuda is not built yet)");
+    field("max_time", max_time, "save and stop with exit code 75 after this time");
+    field("hang_timeout", hang_timeout, "a step longer than this ends the job with exit code 80; 0 = never");
+    field("profile", profile, "trace of the stages");
+    field("distill", distill, "teacher run");
+  }
+};
+
+struct EvalConfig {
+  int64_t every = 100;
+  int64_t batches = 16;
+
+  void fields(auto&& field) {
+    field("every", every, "steps between evaluations; 0 = only at the end");
+    field("batches", batches, "global batches per evaluation and source");
+  }
+};
+
+struct MetricsConfig {
+  int64_t every = 10;
+  bool tensorboard = false;
+
+  void fields(auto&& field) {
+    field("every", every, "steps between console lines; metrics.jsonl gets every step");
+    field("tensorboard", tensorboard, "TensorBoard event files");
+  }
+};
+
+struct MemoryConfig {
+  std::string recompute = "none";
+  void fields(auto&& field) { field("recompute", recompute, "what backward computes again: none"); }
+};
+
+}  // namespace conclave::train

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+# Flags for our own targets only, carried by the interface target `conclave_flags`.
+find_program(CCACHE_PROGRAM ccache)
+if(CCACHE_PROGRAM AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+endif()
+
+add_library(conclave_flags INTERFACE)
+target_compile_options(conclave_flags INTERFACE
+  -Wall -Wextra -Wpedantic -Wno-unused-parameter -Werror
+  # Bits must not depend on how the compiler contracts a*b+c in one build and not in the next.
+  -ffp-contract=off)
+target_include_directories(conclave_flags INTERFACE "${PROJECT_SOURCE_DIR}/src")
+
+find_program(MOLD_PROGRAM mold)
+if(MOLD_PROGRAM)
+  target_link_options(conclave_flags INTERFACE -fuse-ld=mold)
+endif()
+
+if(CONCLAVE_SANITIZE)
+  target_compile_options(conclave_flags INTERFACE -fsanitize=${CONCLAVE_SANITIZE} -fno-omit-frame-pointer
+    -fno-sanitize-recover=all)
+  target_link_options(conclave_flags INTERFACE -fsanitize=${CONCLAVE_SANITIZE})
+endif()

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+# Lists the suites of a GoogleTest binary and writes one add_test for each. A suite whose name contains "Ranks" runs threads as
+# ranks, one that contains "Golden" compares with golden files; the others are unit tests.
+execute_process(COMMAND "${BINARY}" --gtest_list_tests OUTPUT_VARIABLE listing RESULT_VARIABLE code)
+if(NOT code EQUAL 0)
+  message(FATAL_ERROR "${BINARY} --gtest_list_tests failed: ${code}")
+endif()
+string(REPLACE "\n" ";" lines "${listing}")
+set(suites "")
+foreach(line IN LISTS lines)
+  if(line MATCHES "^([A-Za-z0-9_/]+)\\.")
+    string(REGEX REPLACE "/[0-9]+$" "" suite "${CMAKE_MATCH_1}")
+    list(APPEND suites "${suite}")
+  endif()
+endforeach()
+list(REMOVE_DUPLICATES suites)
+set(text "")
+foreach(suite IN LISTS suites)
+  set(label unit)
+  if(suite MATCHES "Ranks")
+    set(label ranks)
+  elseif(suite MATCHES "Golden")
+    set(label golden)
+  endif()
+  string(APPEND text "add_test([=[${suite}]=] [=[${BINARY}]=] [=[--gtest_filter=${suite}.*:${suite}/*]=] --gtest_brief=1)\n"
+    "set_tests_properties([=[${suite}]=] PROPERTIES LABELS ${label} TIMEOUT 600 SKIP_REGULAR_EXPRESSION \"\\\\[  SKIPPED \\\\] [0-9]+ test.*\\n\\\\[  PASSED  \\\\] 0 tests\")\n")
+endforeach()
+file(WRITE "${OUTPUT}" "${text}")
