@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// One pass over flat ranges of parameters: AdamW, the norm, the non-finite guard, initialisation. Float or double. Bits
+// depend neither on threads nor, element by element, on where a range was cut.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/random.h"
+#include "core/tensor.h"
+
+namespace conclave::kernels {
+
+struct AdamWStep {
+  double lr = 0;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0;
+  int64_t step = 1;       // counts from 1: the bias correction divides by 1 - beta^step
+  double grad_scale = 1;  // the gradient is multiplied by this first (1 / tokens, clipping)
+};
+
+// torch.optim.AdamW: decoupled decay (Loshchilov and Hutter 2019), eps outside the bias-corrected root. Any shape.
+void adamw(Tensor& parameter, Tensor& m, Tensor& v, const Tensor& gradient, const AdamWStep& step);
+
+// Elements per slice of a norm. Where shards are cut at multiples of it, the slices are the same in every layout.
+inline constexpr int64_t kNormSlice = 65536;
+
+// The sum of squares in fp64 of each slice of kNormSlice elements; the last slice may be shorter.
+std::vector<double> slice_sums_of_squares(const Tensor& x);
+
+// Neighbours are added pairwise, then the pair sums, and so on; one left over moves up a level. 0 for no values.
+double tree_sum(std::span<const double> values);
+
+// tree_sum of the slices: the same bits for any number of threads.
+double sum_of_squares(const Tensor& x);
+
+// Index of the first NaN or infinity in memory order, or -1.
+int64_t first_non_finite(const Tensor& x);
+
+// Element i becomes random.normal(first_element + i) * std, so a shard holds what the whole tensor would.
+void fill_normal(Tensor& x, const Random& random, uint64_t first_element, double std);
+
+}  // namespace conclave::kernels

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/rows.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "kernels/arguments.h"
+#include "kernels/loops.h"
+#include "kernels/parallel.h"
+
+namespace conclave::kernels {
+
+void gather_rows(const Tensor& src_TD, std::span<const int32_t> rows, Tensor& dst_ND) {
+  const char* name = "gather_rows";
+  check_tensors(name, {{src_TD, "src_TD"}, {dst_ND, "dst_ND"}});
+  check_dimensions(name, {src_TD, "src_TD"}, 2);
+  const int64_t tokens = src_TD.size(0), n = src_TD.size(1), count = static_cast<int64_t>(rows.size());
+  check_sizes(name, {dst_ND, "dst_ND"}, {count, n});
+  for (const int32_t row : rows) check_index(name, "rows", std::max(row, 0), std::max<int64_t>(tokens, row < 0));
+  with_type(src_TD, [&](auto zero) {
+    using T = decltype(zero);
+    const T* src = src_TD.const_data_ptr<T>();
+    T* dst = dst_ND.mutable_data_ptr<T>();
+    for_rows(count, n, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        if (rows[i] < 0) {
+          std::fill_n(dst + i * n, n, T{0});
+        } else {
+          std::copy_n(src + rows[i] * n, n, dst + i * n);
+        }
+      }
+    });
+  });
+}
+
+void sum_rows(const Tensor& src_ND, std::span<const int32_t> token_offsets, std::span<const int32_t> token_rows,
+              bool accumulate, Tensor& y_TD) {
+  const char* name = "sum_rows";
+  check_tensors(name, {{src_ND, "src_ND"}, {y_TD, "y_TD"}});
+  check_dimensions(name, {src_ND, "src_ND"}, 2);
+  check_dimensions(name, {y_TD, "y_TD"}, 2);
+  const int64_t rows = src_ND.size(0), n = src_ND.size(1), tokens = y_TD.size(0);
+  check_sizes(name, {y_TD, "y_TD"}, {tokens, n});
+  check_count(name, "token_offsets", static_cast<int64_t>(token_offsets.size()), tokens + 1);
+  check(token_offsets.front() == 0 && std::is_sorted(token_offsets.begin(), token_offsets.end()),
+        "sum_rows: token_offsets must start at 0 and never fall");
+  check_count(name, "token_rows", static_cast<int64_t>(token_rows.size()), token_offsets.back());
+  for (const int32_t row : token_rows) check_index(name, "token_rows", row, rows);
+  const int64_t per_token = tokens == 0 ? 1 : 1 + token_offsets.back() / tokens;
+  with_type(src_ND, [&](auto zero) {
+    using T = decltype(zero);
+    const auto add = loops<T>().add;
+    const T* src = src_ND.const_data_ptr<T>();
+    T* y = y_TD.mutable_data_ptr<T>();
+    for_rows(tokens, per_token * n, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        int32_t j = token_offsets[t];
+        const int32_t last = token_offsets[t + 1];
+        if (!accumulate && j == last) std::fill_n(y + t * n, n, T{0});
+        if (!accumulate && j < last) std::copy_n(src + token_rows[j++] * n, n, y + t * n);
+        for (; j < last; ++j) add(y + t * n, src + token_rows[j] * n, n);
+      }
+    });
+  });
+}
+
+void row_dots(const Tensor& a_ND, const Tensor& b_ND, Tensor& out_N) {
+  const char* name = "row_dots";
+  check_tensors(name, {{a_ND, "a_ND"}, {b_ND, "b_ND"}, {out_N, "out_N"}});
+  check_dimensions(name, {a_ND, "a_ND"}, 2);
+  const int64_t rows = a_ND.size(0), n = a_ND.size(1);
+  check_sizes(name, {b_ND, "b_ND"}, {rows, n});
+  check_sizes(name, {out_N, "out_N"}, {rows});
+  with_type(a_ND, [&](auto zero) {
+    using T = decltype(zero);
+    const T* a = a_ND.const_data_ptr<T>();
+    const T* b = b_ND.const_data_ptr<T>();
+    T* out = out_N.mutable_data_ptr<T>();
+    for_rows(rows, n, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) out[i] = loops<T>().dot(a + i * n, b + i * n, n);
+    });
+  });
+}
+
+void add_bias(Tensor& y_TO, const Tensor& bias_O) {
+  const char* name = "add_bias";
+  check_tensors(name, {{y_TO, "y_TO"}, {bias_O, "bias_O"}});
+  check_dimensions(name, {y_TO, "y_TO"}, 2);
+  const int64_t rows = y_TO.size(0), n = y_TO.size(1);
+  check_sizes(name, {bias_O, "bias_O"}, {n});
+  with_type(y_TO, [&](auto zero) {
+    using T = decltype(zero);
+    const T* bias = bias_O.const_data_ptr<T>();
+    T* y = y_TO.mutable_data_ptr<T>();
+    for_rows(rows, n, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) loops<T>().add(y + t * n, bias, n);
+    });
+  });
+}
+
+void sum_columns(const Tensor& dy_TO, Tensor& dbias_O) {
+  const char* name = "sum_columns";
+  check_tensors(name, {{dy_TO, "dy_TO"}, {dbias_O, "dbias_O"}});
+  check_dimensions(name, {dy_TO, "dy_TO"}, 2);
+  const int64_t rows = dy_TO.size(0), n = dy_TO.size(1);
+  check_sizes(name, {dbias_O, "dbias_O"}, {n});
+  with_type(dy_TO, [&](auto zero) {
+    using T = decltype(zero);
+    const T* dy = dy_TO.const_data_ptr<T>();
+    T* dbias = dbias_O.mutable_data_ptr<T>();
+    for_column_blocks(n, rows, [&](int64_t begin, int64_t end) {
+      for (int64_t block = 0; block < rows; block += kRowBlock) {
+        T sum[kColumnBlock] = {};
+        for (int64_t t = block; t < std::min(rows, block + kRowBlock); ++t) {
+          loops<T>().add(sum, dy + t * n + begin, end - begin);
+        }
+        for (int64_t c = begin; c < end; ++c) dbias[c] += sum[c - begin];
+      }
+    });
+  });
+}
+
+void add(Tensor& y, const Tensor& x) {
+  check_tensors("add", {{y, "y"}, {x, "x"}});
+  check_count("add", "x", x.numel(), y.numel());
+  with_type(y, [&](auto zero) {
+    using T = decltype(zero);
+    const T* from = x.const_data_ptr<T>();
+    T* to = y.mutable_data_ptr<T>();
+    for_rows(y.numel(), 1, [&](int64_t begin, int64_t end) { loops<T>().add(to + begin, from + begin, end - begin); });
+  });
+}
+
+}  // namespace conclave::kernels

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// Moving and adding rows: gather for the dispatch, ordered sums for the combine, row dot products, biases. Float or
+// double. Sums run in the order the caller gives, never in the order threads arrive.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/tensor.h"
+
+namespace conclave::kernels {
+
+// dst[i] = src[rows[i]], or zeros where rows[i] < 0 (padding).
+void gather_rows(const Tensor& src_TD, std::span<const int32_t> rows, Tensor& dst_ND);
+
+// y[t] = src[r0] + src[r1] + ... for the rows r in token_rows[token_offsets[t] ... token_offsets[t + 1]), in that
+// order; zeros where there are none. With `accumulate` the rows are added to what y[t] holds. token_offsets has T + 1
+// entries.
+void sum_rows(const Tensor& src_ND, std::span<const int32_t> token_offsets, std::span<const int32_t> token_rows,
+              bool accumulate, Tensor& y_TD);
+
+// out[i] = dot(a[i], b[i]).
+void row_dots(const Tensor& a_ND, const Tensor& b_ND, Tensor& out_N);
+
+// y[t] += bias.
+void add_bias(Tensor& y_TO, const Tensor& bias_O);
+
+// dbias += the sum of all rows of dy: blocks of 64 rows, added in row order whatever the number of threads.
+void sum_columns(const Tensor& dy_TO, Tensor& dbias_O);
+
+// y += x, element by element; any shape.
+void add(Tensor& y, const Tensor& x);
+
+}  // namespace conclave::kernels
