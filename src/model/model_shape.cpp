@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/model_shape.h"
+
+#include <algorithm>
+#include <variant>
+
+#include "core/error.h"
+
+namespace conclave::model {
+namespace {
+
+int64_t dense_width(const ModelConfig& model) { return model.ffn_hidden_size.value_or(4 * model.hidden_size); }
+
+std::vector<bool> moe_pattern(const ModelConfig& model, const moe::MoeConfig& moe) {
+  std::vector<bool> pattern(model.num_layers);
+  if (const auto* list = std::get_if<std::vector<int64_t>>(&moe.layers)) {
+    if (static_cast<int64_t>(list->size()) != model.num_layers)
+      throw ConfigError("moe.layers has {} entries, model.num_layers is {}: give one 0 or 1 for each layer", list->size(),
+                        model.num_layers);
+    for (size_t i = 0; i < pattern.size(); ++i) pattern[i] = (*list)[i] != 0;
+    return pattern;
+  }
+  const auto& rule = std::get<moe::LayerPattern>(moe.layers);
+  if (rule.layer_freq < 1 || rule.first_k_dense < 0)
+    throw ConfigError("moe.layers: first_k_dense {} must be at least 0 and layer_freq {} at least 1", rule.first_k_dense,
+                      rule.layer_freq);
+  for (int64_t i = rule.first_k_dense; i < model.num_layers; i += rule.layer_freq) pattern[i] = true;
+  return pattern;
+}
+
+// E of the n-th MoE layer, before granularity.
+int64_t listed_experts(const config::IntOrList& experts, size_t n) {
+  if (const auto* list = std::get_if<std::vector<int64_t>>(&experts)) return list->at(n);
+  return std::get<int64_t>(experts);
+}
+
+LayerShape moe_layer(const ModelConfig& model, const moe::MoeConfig& moe, int64_t experts) {
+  const int64_t width = moe.expert_hidden_size.value_or(dense_width(model));
+  if (moe.granularity < 1 || width % moe.granularity != 0)
+    throw ConfigError("moe.granularity {} must divide the expert width {}: experts get width / granularity",
+                      moe.granularity, width);
+  LayerShape layer{.moe = true,
+                   .num_experts = experts * moe.granularity,
+                   .top_k = moe.top_k * moe.granularity,
+                   .expert_width = width / moe.granularity,
+                   .shared_gate = moe.shared_gate};
+  if (layer.top_k < 1 || layer.top_k > layer.num_experts)
+    throw ConfigError("moe.top_k: a token cannot use {} of {} experts (granularity {} multiplies both)", layer.top_k,
+                      layer.num_experts, moe.granularity);
+  layer.shared_width = moe.shared_hidden_size.value_or(moe.num_shared_experts * layer.expert_width);
+  if (layer.shared_gate && layer.shared_width == 0)
+    throw ConfigError("moe.shared_gate needs a shared expert: set moe.num_shared_experts or moe.shared_hidden_size");
+  if (moe.branch != moe::Branch::kSerial) layer.ffn_width = dense_width(model);
+  layer.residual_dense = moe.branch == moe::Branch::kResidual;
+  return layer;
+}
+
+LayerShape dense_twin(const LayerShape& layer) {
+  return {.ffn_width = layer.top_k * layer.expert_width + layer.shared_width + layer.ffn_width};
+}
+
+}  // namespace
+
+ModelShape model_shape(const ModelConfig& model, const moe::MoeConfig& moe) {
+  ModelShape shape{.vocab = model.vocab_size,
+                   .hidden = model.hidden_size,
+                   .heads = model.num_attention_heads,
+                   .kv_heads = model.num_key_value_heads.value_or(model.num_attention_heads),
+                   .head_dim = 0,
+                   .max_seq_len = model.max_seq_len,
+                   .tied = model.tie_embeddings,
+                   .qkv_bias = model.qkv_bias,
+                   .qk_norm = model.qk_norm,
+                   .layers = {}};
+  if (!model.head_dim && (shape.heads < 1 || shape.hidden % shape.heads != 0))
+    throw ConfigError("model.num_attention_heads {} does not divide model.hidden_size {}: change one or set model.head_dim",
+                      shape.heads, shape.hidden);
+  shape.head_dim = model.head_dim ? *model.head_dim : shape.hidden / shape.heads;
+  const auto pattern = moe_pattern(model, moe);
+  const size_t moe_layers = std::count(pattern.begin(), pattern.end(), true);
+  if (const auto* list = std::get_if<std::vector<int64_t>>(&moe.num_experts); list && list->size() != moe_layers)
+    throw ConfigError("moe.num_experts has {} entries, the model has {} MoE layers: give one for each", list->size(),
+                      moe_layers);
+  size_t n = 0;
+  for (const bool is_moe : pattern) {
+    if (!is_moe) {
+      shape.layers.push_back({.ffn_width = dense_width(model)});
+      continue;
+    }
+    const LayerShape layer = moe_layer(model, moe, listed_experts(moe.num_experts, n++));
+    shape.layers.push_back(moe.enabled ? layer : dense_twin(layer));
+  }
+  return shape;
+}
+
+}  // namespace conclave::model

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/transformer.h"
+
+#include <ATen/ops/zeros.h>
+
+#include "model/transformer_builder.h"
+#include "nn/linear.h"
+
+namespace conclave::model {
+
+Transformer::Transformer(const TransformerConfig& config, const comm::Group& ep)
+    : shape_(model_shape(config.model, config.moe)), ep_(ep), dispatcher_(moe::Dispatcher::make(config.moe.dispatch, ep)),
+      balancer_(config.moe.balance, config.moe.router.score) {
+  for (size_t l = 0; l < shape_.layers.size(); ++l) {
+    if (!shape_.layers[l].moe) continue;
+    moe_layers_.push_back(static_cast<int>(l));
+    moe::BalanceState state;
+    if (config.moe.balance.bias.update_rate > 0) state.bias_E = at::zeros({shape_.layers[l].num_experts});
+    balance_.push_back(std::move(state));
+  }
+  TransformerBuilder(*this, config).build();
+  parameters_.allocate(config.dtype, config.seed);
+}
+
+const moe::Decision& Transformer::decision(nn::Frame& frame, int moe_layer) const {
+  return frame.object_as<moe::Decision>(decisions_[moe_layer]);
+}
+
+moe::Balancer::View Transformer::balance_view(nn::Frame& frame, std::vector<const moe::RouterStatistics*>& storage) const {
+  storage.clear();
+  for (size_t l = 0; l < decisions_.size(); ++l) storage.push_back(&decision(frame, static_cast<int>(l)).statistics);
+  return {storage, balance_};
+}
+
+nn::Frame Transformer::frame(const Batch& batch, nn::Gradients* gradients) const {
+  return nn::Frame(batch, slots_.count(), static_cast<int>(stages_.size()), gradients);
+}
+
+Tensor Transformer::logits(nn::Frame& frame, int64_t token) const {
+  return nn::linear_forward(hidden(frame).narrow(0, token, 1), parameters_.value(head_)).view({-1});
+}
+
+}  // namespace conclave::model

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// The decoder: parameters, and the list of stages that one micro-batch passes, wired by slots. It knows how to be built and what it
+// holds; in which order stages run is the executor's business.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "comm/group.h"
+#include "model/model_shape.h"
+#include "moe/balancer.h"
+#include "moe/dispatcher.h"
+#include "moe/route_stage.h"
+#include "nn/stage.h"
+
+namespace conclave::model {
+
+struct TransformerConfig {
+  ModelConfig model;
+  moe::MoeConfig moe;
+  bool document_mask = false;
+  uint64_t seed = 1;
+  at::ScalarType dtype = at::kFloat;
+};
+
+class Transformer {
+ public:
+  // Builds, allocates and initialises. Experts of each MoE layer are spread over `ep` (size 1 = all here); collective only in
+  // forward and backward.
+  Transformer(const TransformerConfig& config, const comm::Group& ep);
+  Transformer(const Transformer&) = delete;
+  Transformer& operator=(const Transformer&) = delete;
+
+  const ModelShape& shape() const { return shape_; }
+  const comm::Group& ep() const { return ep_; }
+  nn::Parameters& parameters() { return parameters_; }
+  const nn::Parameters& parameters() const { return parameters_; }
+  const std::vector<std::unique_ptr<nn::Stage>>& stages() const { return stages_; }
+  const nn::SlotNames& slots() const { return slots_; }
+  // MoE layers in order: the layer's number in the model, its balancing state, and where a frame keeps its Decision.
+  const std::vector<int>& moe_layers() const { return moe_layers_; }
+  std::vector<moe::BalanceState>& balance() { return balance_; }
+  const moe::Balancer& balancer() const { return balancer_; }
+  const moe::Decision& decision(nn::Frame& frame, int moe_layer) const;
+  moe::Balancer::View balance_view(nn::Frame& frame, std::vector<const moe::RouterStatistics*>& storage) const;
+
+  // A frame for `batch`; without gradients it is an evaluation.
+  nn::Frame frame(const Batch& batch, nn::Gradients* gradients) const;
+  // Final hidden states [T, D] of a frame whose forward has run, and logits [V] of one of its tokens.
+  Tensor hidden(nn::Frame& frame) const { return frame.value(hidden_); }
+  Tensor logits(nn::Frame& frame, int64_t token) const;
+
+ private:
+  friend class TransformerBuilder;
+
+  ModelShape shape_;
+  comm::Group ep_;
+  nn::Parameters parameters_;
+  nn::SlotNames slots_;
+  std::unique_ptr<moe::Dispatcher> dispatcher_;
+  std::vector<moe::BalanceState> balance_;
+  moe::Balancer balancer_;
+  std::vector<std::unique_ptr<nn::Stage>> stages_;
+  std::vector<int> moe_layers_;
+  std::vector<nn::Slot> decisions_;
+  nn::ParameterId head_ = 0;
+  nn::Slot hidden_ = 0;
+};
+
+}  // namespace conclave::model

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "moe/dispatch_stages.h"
+
+namespace conclave::moe {
+
+Dispatch::Dispatch(nn::StageSite site, const Dispatcher& dispatcher, const ExchangeSlots& slots)
+    : ExchangeStage(std::move(site)), dispatcher_(dispatcher), slots_(slots) {}
+
+void Dispatch::start_forward(nn::Frame& frame) {
+  const auto& decision = frame.object_as<Decision>(slots_.decision);
+  frame.object(slots_.plan) = dispatcher_.plan(decision.routing);
+  const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
+  frame.saved<Transfer>(index()) = dispatcher_.start_send(plan, frame.value(slots_.input), frame.value(slots_.weights));
+}
+
+void Dispatch::finish_forward(nn::Frame& frame) {
+  const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
+  Rows arrived = dispatcher_.finish_send(plan, frame.saved<Transfer>(index()));
+  frame.forget(index());
+  frame.value(slots_.rows) = arrived.rows;
+  frame.value(slots_.gates) = arrived.scalars;
+}
+
+void Dispatch::start_backward(nn::Frame& frame) {
+  const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
+  frame.saved<Transfer>(index()) = dispatcher_.start_give_back(plan, frame.grad(slots_.rows), frame.grad(slots_.gates));
+}
+
+void Dispatch::finish_backward(nn::Frame& frame) {
+  const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
+  Rows home = dispatcher_.finish_give_back(plan, frame.saved<Transfer>(index()));
+  frame.forget(index());
+  frame.add_grad(slots_.input, home.rows);
+  frame.add_grad(slots_.weights, home.scalars);
+}
+
+ExpertStage::ExpertStage(nn::StageSite site, Experts experts, const ExchangeSlots& slots)
+    : Stage(std::move(site)), experts_(std::move(experts)), slots_(slots) {}
+
+void ExpertStage::forward(nn::Frame& frame) {
+  auto& saved = frame.saved<Experts::Saved>(index());
+  saved.rows_RD = frame.value(slots_.rows);
+  saved.gates_R = frame.value(slots_.gates);
+  frame.value(slots_.results) = experts_.forward(frame.object_as<DispatchPlan>(slots_.plan).segments, saved);
+  if (!frame.training()) frame.forget(index());
+}
+
+void ExpertStage::backward_input(nn::Frame& frame) {
+  const auto& segments = frame.object_as<DispatchPlan>(slots_.plan).segments;
+  Rows gradients = experts_.backward_input(segments, frame.grad(slots_.results), frame.saved<Experts::Saved>(index()));
+  frame.add_grad(slots_.rows, gradients.rows);
+  frame.add_grad(slots_.gates, gradients.scalars);
+}
+
+void ExpertStage::backward_weight(nn::Frame& frame) {
+  const auto& segments = frame.object_as<DispatchPlan>(slots_.plan).segments;
+  experts_.backward_weight(segments, frame.saved<Experts::Saved>(index()), frame.gradients());
+  frame.forget(index());
+}
+
+Combine::Combine(nn::StageSite site, const Dispatcher& dispatcher, const ExchangeSlots& slots)
+    : ExchangeStage(std::move(site)), dispatcher_(dispatcher), slots_(slots) {}
+
+void Combine::start_forward(nn::Frame& frame) {
+  const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
+  frame.saved<Transfer>(index()) = dispatcher_.start_give_back(plan, frame.value(slots_.results), {});
+}
+
+void Combine::finish_forward(nn::Frame& frame) {
+  const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
+  frame.value(slots_.output) = dispatcher_.finish_give_back(plan, frame.saved<Transfer>(index())).rows;
+  frame.forget(index());
+  frame.value(slots_.results) = Tensor();  // backward needs none of it
+}
+
+void Combine::start_backward(nn::Frame& frame) {
+  const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
+  frame.saved<Transfer>(index()) = dispatcher_.start_send(plan, frame.grad(slots_.output), {});
+}
+
+void Combine::finish_backward(nn::Frame& frame) {
+  const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
+  frame.add_grad(slots_.results, dispatcher_.finish_send(plan, frame.saved<Transfer>(index())).rows);
+  frame.forget(index());
+}
+
+}  // namespace conclave::moe

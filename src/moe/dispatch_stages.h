@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// The three stages after the router: Dispatch carries rows to their experts, ExpertStage computes, Combine carries results home and
+// sums them. Only Dispatch and Combine communicate.
+#pragma once
+
+#include "moe/dispatcher.h"
+#include "moe/experts.h"
+#include "moe/route_stage.h"
+
+namespace conclave::moe {
+
+// Slots of one MoE layer's exchange, shared by its stages.
+struct ExchangeSlots {
+  nn::Slot input;     // x [T, D]
+  nn::Slot weights;   // [N]
+  nn::Slot decision;  // object: Decision
+  nn::Slot plan;      // object: DispatchPlan
+  nn::Slot rows;      // [R, D]
+  nn::Slot gates;     // [R]
+  nn::Slot results;   // [R, D]
+  nn::Slot output;    // y [T, D]
+};
+
+class Dispatch : public nn::ExchangeStage {
+ public:
+  Dispatch(nn::StageSite site, const Dispatcher& dispatcher, const ExchangeSlots& slots);
+  std::vector<nn::Slot> inputs() const override { return {slots_.input, slots_.weights, slots_.decision}; }
+  std::vector<nn::Slot> outputs() const override { return {slots_.plan, slots_.rows, slots_.gates}; }
+  void start_forward(nn::Frame& frame) override;
+  void finish_forward(nn::Frame& frame) override;
+  void start_backward(nn::Frame& frame) override;
+  void finish_backward(nn::Frame& frame) override;
+
+ private:
+  const Dispatcher& dispatcher_;
+  ExchangeSlots slots_;
+};
+
+class ExpertStage : public nn::Stage {
+ public:
+  ExpertStage(nn::StageSite site, Experts experts, const ExchangeSlots& slots);
+  std::vector<nn::Slot> inputs() const override { return {slots_.plan, slots_.rows, slots_.gates}; }
+  std::vector<nn::Slot> outputs() const override { return {slots_.results}; }
+  void forward(nn::Frame& frame) override;
+  void backward_input(nn::Frame& frame) override;
+  void backward_weight(nn::Frame& frame) override;
+
+ private:
+  Experts experts_;
+  ExchangeSlots slots_;
+};
+
+class Combine : public nn::ExchangeStage {
+ public:
+  Combine(nn::StageSite site, const Dispatcher& dispatcher, const ExchangeSlots& slots);
+  std::vector<nn::Slot> inputs() const override { return {slots_.plan, slots_.results}; }
+  std::vector<nn::Slot> outputs() const override { return {slots_.output}; }
+  void start_forward(nn::Frame& frame) override;
+  void finish_forward(nn::Frame& frame) override;
+  void start_backward(nn::Frame& frame) override;
+  void finish_backward(nn::Frame& frame) override;
+
+ private:
+  const Dispatcher& dispatcher_;
+  ExchangeSlots slots_;
+};
+
+}  // namespace conclave::moe

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "moe/dispatcher.h"
+
+#include "core/error.h"
+
+namespace conclave::moe {
+
+// One for each file in dispatchers/.
+std::unique_ptr<Dispatcher> local_dispatcher();
+std::unique_ptr<Dispatcher> all_to_all_dispatcher(const comm::Group& ep);
+
+std::unique_ptr<Dispatcher> Dispatcher::make(const DispatchConfig& config, const comm::Group& ep) {
+  if (config.type == DispatchType::kLocal && ep.size() > 1)
+    throw ConfigError("moe.dispatch.type: local needs parallel.ep = 1, but ep is {}; use auto or alltoall", ep.size());
+  if (config.type == DispatchType::kAllToAll || (config.type == DispatchType::kAuto && ep.size() > 1))
+    return all_to_all_dispatcher(ep);
+  check(config.type == DispatchType::kAuto || config.type == DispatchType::kLocal,
+        "other dispatchers are refused by the configuration");
+  return local_dispatcher();
+}
+
+void append_segments(std::span<const int32_t> counts_e, int source, int64_t first, DispatchPlan& plan) {
+  constexpr int64_t multiple = Dispatcher::kRowMultiple;
+  for (size_t e = 0; e < counts_e.size(); ++e) {
+    const int64_t count = counts_e[e];
+    if (count == 0) continue;
+    const int64_t padded = (count + multiple - 1) / multiple * multiple;
+    plan.segments.push_back({static_cast<int64_t>(e), source, plan.rows_R, padded});
+    for (int64_t i = 0; i < count; ++i) plan.place_of_N.push_back(static_cast<int32_t>(plan.rows_R + i));
+    for (int64_t i = 0; i < padded; ++i) plan.source_of_R.push_back(i < count ? static_cast<int32_t>(first + i) : -1);
+    plan.rows_R += padded;
+    first += count;
+  }
+}
+
+}  // namespace conclave::moe

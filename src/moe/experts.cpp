@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "moe/experts.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+
+#include "kernels/swiglu.h"
+#include "nn/linear.h"
+
+namespace conclave::moe {
+
+Experts::Experts(const nn::Parameters& parameters, std::vector<ExpertWeights> local_experts)
+    : parameters_(parameters), experts_(std::move(local_experts)) {}
+
+void Experts::product(std::span<const Segment> segments, const Tensor& x, nn::ParameterId ExpertWeights::* member,
+                      bool transposed, Tensor& y) const {
+  for (const auto& segment : segments) {
+    const Tensor weight = parameters_.value(experts_[segment.expert].*member);
+    Tensor out = y.narrow(0, segment.begin, segment.rows);
+    at::mm_out(out, x.narrow(0, segment.begin, segment.rows), transposed ? weight.t() : weight);
+  }
+}
+
+Tensor Experts::forward(std::span<const Segment> segments, Saved& saved) const {
+  const Tensor& x = saved.rows_RD;
+  const int64_t R = x.size(0), F = parameters_.value(experts_[0].down_DF).size(1);
+  saved.h_R2F = at::empty({R, 2 * F}, x.options());
+  product(segments, x, &ExpertWeights::gate_up_2FD, true, saved.h_R2F);
+  Tensor act = at::empty({R, F}, x.options());
+  kernels::swiglu(saved.h_R2F, saved.gates_R, act);
+  Tensor out = at::empty_like(x);
+  product(segments, act, &ExpertWeights::down_DF, true, out);
+  return out;
+}
+
+Rows Experts::backward_input(std::span<const Segment> segments, const Tensor& dout_RD, Saved& saved) const {
+  const int64_t R = dout_RD.size(0), F = saved.h_R2F.size(1) / 2;
+  saved.dout_RD = dout_RD;
+  Tensor dact = at::empty({R, F}, dout_RD.options());
+  product(segments, dout_RD, &ExpertWeights::down_DF, false, dact);
+  saved.dh_R2F = at::empty_like(saved.h_R2F);
+  saved.act_RF = at::empty_like(dact);
+  Rows gradients{at::empty_like(saved.rows_RD), at::empty_like(saved.gates_R)};
+  kernels::swiglu_backward(dact, saved.h_R2F, saved.gates_R, saved.dh_R2F, gradients.scalars, saved.act_RF);
+  product(segments, saved.dh_R2F, &ExpertWeights::gate_up_2FD, false, gradients.rows);
+  return gradients;
+}
+
+void Experts::backward_weight(std::span<const Segment> segments, const Saved& saved, nn::Gradients& gradients) const {
+  // With one buffer for all sources an expert's second segment must add to the first.
+  std::vector<bool> written(experts_.size(), !gradients.fresh);
+  for (const auto& segment : segments) {
+    const bool apart = gradients.experts.size() > 1;
+    const bool fresh = apart ? gradients.fresh : !written[segment.expert];
+    written[segment.expert] = true;
+    const auto rows = [&](const Tensor& x) { return x.narrow(0, segment.begin, segment.rows); };
+    const auto& weights = experts_[segment.expert];
+    nn::linear_backward_weight(rows(saved.dout_RD), rows(saved.act_RF), fresh,
+                               gradients.view(parameters_[weights.down_DF], segment.source));
+    nn::linear_backward_weight(rows(saved.dh_R2F), rows(saved.rows_RD), fresh,
+                               gradients.view(parameters_[weights.gate_up_2FD], segment.source));
+  }
+}
+
+}  // namespace conclave::moe

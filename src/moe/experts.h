@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// The experts of one layer on this rank: grouped SwiGLU over segments of rows, one product per (source, expert) segment. Gates are
+// applied before the down projection (methods.md 3.2), so what is kept for backward is the rows and the pre-activations.
+// R rows incl. padding, D model width, F expert width.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "moe/dispatcher.h"
+#include "nn/parameters.h"
+
+namespace conclave::moe {
+
+struct ExpertWeights {
+  nn::ParameterId gate_up_2FD, down_DF;
+};
+
+class Experts {
+ public:
+  Experts(const nn::Parameters& parameters, std::vector<ExpertWeights> local_experts);
+
+  struct Saved {
+    Tensor rows_RD, gates_R, h_R2F;
+    Tensor dout_RD, dh_R2F, act_RF;  // from backward_input, for the weight gradients
+  };
+  // out = gate · (silu(x Wgᵀ) ⊙ x Wuᵀ) Wdᵀ for each row with its segment's expert.
+  Tensor forward(std::span<const Segment> segments, Saved& saved) const;
+  // Sets saved.dh and saved.act; returns the gradients of rows [R, D] and gates [R].
+  Rows backward_input(std::span<const Segment> segments, const Tensor& dout_RD, Saved& saved) const;
+  void backward_weight(std::span<const Segment> segments, const Saved& saved, nn::Gradients& gradients) const;
+
+ private:
+  // y[segment] = x[segment] · Wᵀ, or · W, with W the segment's expert's `member`.
+  void product(std::span<const Segment> segments, const Tensor& x, nn::ParameterId ExpertWeights::* member, bool transposed,
+               Tensor& y) const;
+
+  const nn::Parameters& parameters_;
+  std::vector<ExpertWeights> experts_;
+};
+
+}  // namespace conclave::moe

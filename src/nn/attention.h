@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// Causal grouped-query attention with rotary positions (Su et al. 2021), optional QK-norm (per head or over the whole projection) and
+// q/k/v bias, through ATen's flash attention for CPU. Input and output [T, D]; T = B·S tokens, N query heads, M key/value heads,
+// H head width. Query, key and value projections are one fused matrix [(N + 2M)·H, D].
+#pragma once
+
+#include <optional>
+
+#include "kernels/rope.h"
+#include "nn/norm.h"
+#include "nn/stage.h"
+
+namespace conclave::nn {
+
+struct AttentionConfig {
+  int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  int64_t max_positions = 0;
+  double rope_theta = 10000;
+  bool norm_full = false;      // QK-norm over N·H (OLMoE) instead of each head
+  bool document_mask = false;  // attention stays inside a segment
+};
+
+struct AttentionWeights {
+  ParameterId qkv, output;
+  std::optional<ParameterId> qkv_bias;
+  std::optional<Norm> q_norm, k_norm;
+};
+
+class Attention : public Stage {
+ public:
+  Attention(StageSite site, const Parameters& parameters, const AttentionConfig& config, AttentionWeights weights, Slot input,
+            Slot output);
+  std::vector<Slot> inputs() const override { return {input_}; }
+  std::vector<Slot> outputs() const override { return {output_}; }
+  void forward(Frame& frame) override;
+  void backward_input(Frame& frame) override;
+  void backward_weight(Frame& frame) override;
+
+ private:
+  struct Saved {
+    Norm::Saved q_norm, k_norm;
+    Tensor q_BNSH, k_BNSH, v_BNSH, out_BNSH, lse, mask;  // after norm and rotation; keys and values repeated to N heads
+    Tensor context_TD;                                   // attention output before the output projection
+    Tensor dq, dk, dqkv;                                 // dq, dk: gradients at the norms' outputs, for their weights
+  };
+  Tensor normed(const Tensor& x_TNH, const std::optional<Norm>& norm, Norm::Saved& saved) const;
+  Tensor norm_backward(const Tensor& dy_TNH, const std::optional<Norm>& norm, const Norm::Saved& saved, Tensor& dy_rows) const;
+  Tensor heads_first(const Tensor& x_TNH, const Batch& batch, int64_t repeat) const;
+  Tensor tokens_first(const Tensor& dx_BNSH, int64_t repeat) const;
+
+  const Parameters& parameters_;
+  AttentionConfig config_;
+  AttentionWeights weights_;
+  kernels::RopeTable rope_;
+  Slot input_, output_;
+};
+
+}  // namespace conclave::nn

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// Token embedding: the first stage. Output [T, D].
+#pragma once
+
+#include "nn/stage.h"
+
+namespace conclave::nn {
+
+class Embedding : public Stage {
+ public:
+  Embedding(StageSite site, const Parameters& parameters, ParameterId weight_VD, Slot output);
+  std::vector<Slot> inputs() const override { return {}; }
+  std::vector<Slot> outputs() const override { return {output_}; }
+  void forward(Frame& frame) override;
+  void backward_input(Frame&) override {}
+  void backward_weight(Frame& frame) override;
+
+ private:
+  const Parameters& parameters_;
+  ParameterId weight_;
+  Slot output_;
+};
+
+}  // namespace conclave::nn

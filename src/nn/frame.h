@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// One micro-batch in flight: its batch, the values and gradients of the named slots between stages, and what each stage saved
+// for its backward. Two frames never share state, so an executor may run one against the other.
+#pragma once
+
+#include <any>
+#include <string>
+#include <vector>
+
+#include "core/batch.h"
+#include "core/tensor.h"
+#include "nn/parameters.h"
+
+namespace conclave::nn {
+
+using Slot = int;
+
+// Names the slots of a model while it is built.
+class SlotNames {
+ public:
+  Slot add(std::string name) {
+    names_.push_back(std::move(name));
+    return static_cast<Slot>(names_.size()) - 1;
+  }
+  const std::string& operator[](Slot slot) const { return names_[slot]; }
+  int count() const { return static_cast<int>(names_.size()); }
+
+ private:
+  std::vector<std::string> names_;
+};
+
+class Frame {
+ public:
+  // `gradients` is null in evaluation: no stage may then save anything for a backward.
+  Frame(const Batch& batch, int slots, int stages, Gradients* gradients);
+
+  const Batch& batch() const { return *batch_; }
+  bool training() const { return gradients_ != nullptr; }
+  Gradients& gradients() { return *gradients_; }
+
+  Tensor& value(Slot slot) { return values_[slot]; }
+  Tensor& grad(Slot slot) { return grads_[slot]; }
+  // Adds to the slot's gradient; the first contribution is taken over, not copied.
+  void add_grad(Slot slot, Tensor contribution);
+  // What is not a tensor: a routing, a dispatch plan.
+  std::any& object(Slot slot) { return objects_[slot]; }
+  template <typename T>
+  T& object_as(Slot slot) {
+    return std::any_cast<T&>(objects_[slot]);
+  }
+  // State of one stage between forward and backward, made on first use.
+  template <typename T>
+  T& saved(int stage) {
+    if (!saved_[stage].has_value()) saved_[stage] = T{};
+    return std::any_cast<T&>(saved_[stage]);
+  }
+  void forget(int stage) { saved_[stage].reset(); }
+
+  double loss_sum = 0;     // sum over the counted targets, nats
+  double target_count = 0;  // targets that count (mask 1)
+
+ private:
+  const Batch* batch_;
+  Gradients* gradients_;
+  std::vector<Tensor> values_, grads_;
+  std::vector<std::any> objects_, saved_;
+};
+
+}  // namespace conclave::nn

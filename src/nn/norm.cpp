@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nn/norm.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
+
+#include "kernels/norm.h"
+
+namespace conclave::nn {
+
+Norm::Norm(const Parameters& parameters, ParameterId weight, double eps)
+    : parameters_(parameters), weight_(weight), eps_(eps) {}
+
+Tensor Norm::forward(const Tensor& x, Saved& saved) const {
+  Tensor y = at::empty_like(x);
+  saved.x = x;
+  saved.rstd = at::empty({x.size(0)}, x.options());
+  kernels::rms_norm(x, parameters_.value(weight_), eps_, y, saved.rstd);
+  return y;
+}
+
+Tensor Norm::backward_input(const Tensor& dy, const Saved& saved) const {
+  Tensor dx = at::zeros_like(dy);
+  kernels::rms_norm_backward_input(dy, saved.x, parameters_.value(weight_), saved.rstd, dx);
+  return dx;
+}
+
+void Norm::backward_weight(const Tensor& dy, const Saved& saved, Gradients& gradients) const {
+  Tensor gradient = gradients.view(parameters_[weight_]);
+  kernels::rms_norm_backward_weight(dy, saved.x, saved.rstd, gradient);
+}
+
+NormStage::NormStage(StageSite site, Norm norm, Slot input, Slot output)
+    : Stage(std::move(site)), norm_(norm), input_(input), output_(output) {}
+
+void NormStage::forward(Frame& frame) {
+  frame.value(output_) = norm_.forward(frame.value(input_), frame.saved<Norm::Saved>(index()));
+}
+
+void NormStage::backward_input(Frame& frame) {
+  frame.add_grad(input_, norm_.backward_input(frame.grad(output_), frame.saved<Norm::Saved>(index())));
+}
+
+void NormStage::backward_weight(Frame& frame) {
+  norm_.backward_weight(frame.grad(output_), frame.saved<Norm::Saved>(index()), frame.gradients());
+  frame.forget(index());
+}
+
+}  // namespace conclave::nn

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// RMSNorm (Zhang and Sennrich 2019): y = x / sqrt(mean(x²) + eps) · weight, over rows. `Norm` is the arithmetic, used inside other
+// stages too; `NormStage` puts it between two slots.
+#pragma once
+
+#include "nn/stage.h"
+
+namespace conclave::nn {
+
+class Norm {
+ public:
+  struct Saved {
+    Tensor x, rstd;
+  };
+  Norm(const Parameters& parameters, ParameterId weight, double eps);
+  // Rows of x have the weight's width.
+  Tensor forward(const Tensor& x, Saved& saved) const;
+  Tensor backward_input(const Tensor& dy, const Saved& saved) const;
+  void backward_weight(const Tensor& dy, const Saved& saved, Gradients& gradients) const;
+
+ private:
+  const Parameters& parameters_;
+  ParameterId weight_;
+  double eps_;
+};
+
+class NormStage : public Stage {
+ public:
+  NormStage(StageSite site, Norm norm, Slot input, Slot output);
+  std::vector<Slot> inputs() const override { return {input_}; }
+  std::vector<Slot> outputs() const override { return {output_}; }
+  void forward(Frame& frame) override;
+  void backward_input(Frame& frame) override;
+  void backward_weight(Frame& frame) override;
+
+ private:
+  Norm norm_;
+  Slot input_, output_;
+};
+
+}  // namespace conclave::nn

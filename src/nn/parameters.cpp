@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nn/parameters.h"
+
+#include <ATen/ops/zeros.h>
+
+#include <functional>
+#include <numeric>
+
+#include "core/error.h"
+#include "core/random.h"
+#include "kernels/optimizer.h"
+
+namespace conclave::nn {
+namespace {
+
+constexpr int64_t kAlignment = 16;  // elements: 64 bytes in fp32
+
+}  // namespace
+
+const char* kind_name(ParameterKind kind) {
+  switch (kind) {
+    case ParameterKind::kWeight: return "weight";
+    case ParameterKind::kNorm: return "norm";
+    case ParameterKind::kBias: return "bias";
+    case ParameterKind::kEmbedding: return "embedding";
+    case ParameterKind::kRouter: return "router";
+  }
+  return "";
+}
+
+int64_t element_count(const std::vector<int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+ParameterId Parameters::add(ParameterSpec spec) {
+  Parameter parameter{std::move(spec)};
+  parameter.count = element_count(parameter.shape);
+  int64_t parts = 0;
+  for (const auto& part : parameter.parts) parts += element_count(part.shape);
+  check(parts == parameter.count, "the parts of a parameter must fill it");
+  int64_t& end = parameter.expert ? expert_size_ : dense_size_;
+  parameter.offset = end;
+  end += (parameter.count + kAlignment - 1) / kAlignment * kAlignment;
+  parameters_.push_back(std::move(parameter));
+  return static_cast<ParameterId>(parameters_.size()) - 1;
+}
+
+void Parameters::allocate(at::ScalarType dtype, uint64_t seed) {
+  dense_ = at::zeros({dense_size_}, at::TensorOptions().dtype(dtype));
+  expert_ = at::zeros({expert_size_}, at::TensorOptions().dtype(dtype));
+  values_.clear();
+  for (const auto& parameter : parameters_) {
+    values_.push_back(view_of(flat(parameter.expert), parameter));
+    int64_t begin = parameter.offset;
+    for (const auto& part : parameter.parts) {
+      const int64_t count = element_count(part.shape);
+      Tensor piece = flat(parameter.expert).narrow(0, begin, count);
+      if (parameter.init_std > 0) {
+        kernels::fill_normal(piece, Random(seed, Purpose::kInit, part.name), 0, parameter.init_std);
+      } else {
+        piece.fill_(parameter.init_value);
+      }
+      begin += count;
+    }
+  }
+}
+
+Tensor view_of(const Tensor& flat, const Parameter& parameter) {
+  return flat.narrow(0, parameter.offset, parameter.count).view(parameter.shape);
+}
+
+Tensor Gradients::view(const Parameter& parameter, int source) const {
+  if (!parameter.expert) return view_of(dense, parameter);
+  return view_of(experts.size() == 1 ? experts[0] : experts.at(source), parameter);
+}
+
+}  // namespace conclave::nn

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// Parameters in flat, contiguous buffers with named views: one buffer for what every data-parallel rank holds, one for the
+// experts this rank owns. Reduction, clipping, AdamW and checkpoints walk ranges of these buffers, never tensors.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace conclave::nn {
+
+enum class ParameterKind { kWeight, kNorm, kBias, kEmbedding, kRouter };
+
+// The word of `optim.no_decay` for a kind ("weight" cannot be listed there).
+const char* kind_name(ParameterKind kind);
+
+// A tensor as users, checkpoints and initialisation know it. Several may be fused into one parameter, one after another.
+struct LogicalTensor {
+  std::string name;            // "layers.3.moe.experts.17.gate.weight", experts by global id
+  std::vector<int64_t> shape;  // row-major
+};
+
+struct ParameterSpec {
+  std::vector<LogicalTensor> parts;  // at least one
+  std::vector<int64_t> shape;        // of the fused view; its size is the sum of the parts'
+  ParameterKind kind = ParameterKind::kWeight;
+  bool expert = false;    // held by the owners of the expert only
+  double init_std = 0;    // normal with this deviation; 0 = constant
+  double init_value = 0;  // the constant
+};
+
+struct Parameter : ParameterSpec {
+  int64_t offset = 0;  // in its flat buffer, elements; a multiple of 64 bytes
+  int64_t count = 0;
+};
+
+using ParameterId = int;
+
+class Parameters {
+ public:
+  ParameterId add(ParameterSpec spec);
+  // Makes the buffers and fills them: every element is a function of (seed, logical name, element), so every layout starts
+  // from the same weights.
+  void allocate(at::ScalarType dtype, uint64_t seed);
+
+  const Parameter& operator[](ParameterId id) const { return parameters_[id]; }
+  const std::vector<Parameter>& all() const { return parameters_; }
+  Tensor value(ParameterId id) const { return values_[id]; }
+  Tensor& flat(bool expert) { return expert ? expert_ : dense_; }
+  const Tensor& flat(bool expert) const { return expert ? expert_ : dense_; }
+  int64_t flat_size(bool expert) const { return expert ? expert_size_ : dense_size_; }
+
+ private:
+  std::vector<Parameter> parameters_;
+  std::vector<Tensor> values_;
+  Tensor dense_, expert_;
+  int64_t dense_size_ = 0, expert_size_ = 0;
+};
+
+// Where the parameter gradients of one micro-batch go: flat buffers laid out like the parameters', zero at the start.
+struct Gradients {
+  Tensor dense;
+  // One buffer for each rank of the ep group whose rows may arrive here: partial sums stay apart until the canonical tree
+  // adds them. With one buffer, all sources share it.
+  std::vector<Tensor> experts;
+  bool fresh = true;  // nothing written yet, so a product may overwrite instead of add
+
+  Tensor view(const Parameter& parameter, int source = 0) const;
+};
+
+// The view of `parameter` in a flat buffer laid out like the parameters'.
+Tensor view_of(const Tensor& flat, const Parameter& parameter);
+int64_t element_count(const std::vector<int64_t>& shape);
+
+}  // namespace conclave::nn
