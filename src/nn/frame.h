@@ -4,6 +4,7 @@
 #pragma once
 
 #include <any>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -51,8 +52,8 @@ class Frame {
   // State of one stage between forward and backward, made on first use.
   template <typename T>
   T& saved(int stage) {
-    if (!saved_[stage].has_value()) saved_[stage] = T{};
-    return std::any_cast<T&>(saved_[stage]);
+    if (!saved_[stage].has_value()) saved_[stage] = std::make_shared<T>();
+    return *std::any_cast<std::shared_ptr<T>&>(saved_[stage]);
   }
   void forget(int stage) { saved_[stage].reset(); }
 

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// The whole model in fp64 against finite differences: every hand-written backward at once.
+#include <ATen/ops/zeros_like.h>
+#include <gtest/gtest.h>
+
+#include "model/executor.h"
+#include "support/tiny_models.h"
+
+namespace conclave {
+namespace {
+
+struct Case {
+  std::string name;
+  std::function<void(model::TransformerConfig&)> change;
+};
+
+// What a step minimises: the cross entropy sum, and each auxiliary loss weighted by the targets of its micro-batch.
+double objective(const model::Transformer& m, const Batch& batch, nn::Gradients* gradients) {
+  nn::Gradients scratch{at::zeros_like(m.parameters().flat(false)), {at::zeros_like(m.parameters().flat(true))}};
+  nn::Frame frame = m.frame(batch, gradients ? gradients : &scratch);  // training mode, so that capacity is the same
+  for (const auto& stage : m.stages()) stage->forward(frame);
+  double total = frame.loss_sum;
+  std::vector<const moe::RouterStatistics*> storage;
+  const auto view = m.balance_view(frame, storage);
+  const auto& losses = m.balancer().losses();
+  for (size_t i = 0; i < losses.size(); ++i) {
+    const bool once = losses[i].scope == moe::Scope::kModel && losses[i].type == moe::LossType::kSwitch;
+    for (size_t l = 0; l < (once ? 1 : storage.size()); ++l) {
+      total += losses[i].coef * storage[l]->targets() * m.balancer().value(view, static_cast<int>(i), static_cast<int>(l));
+    }
+  }
+  if (!gradients) return total;
+  nn::Frame again = m.frame(batch, gradients);
+  gradients->dense.zero_();
+  gradients->experts[0].zero_();
+  gradients->fresh = true;
+  model::SequentialExecutor().run(m, again);
+  return total;
+}
+
+class GradientTest : public ::testing::TestWithParam<Case> {};
+
+TEST_P(GradientTest, EqualsFiniteDifferences) {
+  auto config = testing::tiny_config();
+  config.dtype = at::kDouble;
+  GetParam().change(config);
+  model::Transformer m(config, comm::Group());
+  Batch batch = testing::random_batch(2, 9, config.model.vocab_size, 3);
+  batch.loss_mask[4] = 0;
+  for (int i = 15; i < 18; ++i) batch.segment_ids[i] = -1, batch.loss_mask[i] = 0;  // padding at the end of the second
+  nn::Gradients gradients{at::zeros_like(m.parameters().flat(false)), {at::zeros_like(m.parameters().flat(true))}};
+  objective(m, batch, &gradients);
+  int checked = 0;
+  for (const auto& parameter : m.parameters().all()) {
+    Tensor value = nn::view_of(m.parameters().flat(parameter.expert), parameter).view({-1});
+    const Tensor gradient = gradients.view(parameter).view({-1});
+    for (int64_t i = 0; i < value.numel(); i += std::max<int64_t>(1, value.numel() / 5)) {
+      const double saved = value[i].item<double>(), h = 1e-6;
+      value[i] = saved + h;
+      const double up = objective(m, batch, nullptr);
+      value[i] = saved - h;
+      const double down = objective(m, batch, nullptr);
+      value[i] = saved;
+      const double expected = (up - down) / (2 * h);
+      EXPECT_NEAR(gradient[i].item<double>(), expected, 1e-6 * std::max(1.0, std::abs(expected)))
+          << parameter.parts[0].name << " element " << i;
+      ++checked;
+    }
+  }
+  EXPECT_GT(checked, 100);
+}
+
+std::vector<Case> cases() {
+  using model::TransformerConfig;
+  using namespace moe;
+  const auto loss = [](BalanceLoss loss) { return [loss](TransformerConfig& c) { c.moe.balance.losses = {loss}; }; };
+  return {
+      {"Plain", [](TransformerConfig&) {}},
+      {"DenseFirst", [](TransformerConfig& c) { c.moe.layers = LayerPattern{1, 1}; }},
+      {"Renormalised", [](TransformerConfig& c) { c.moe.router.norm_topk_prob = true; }},
+      {"SoftmaxOverChosen", [](TransformerConfig& c) { c.moe.router.score_before_topk = false; }},
+      {"SigmoidScaled", [](TransformerConfig& c) {
+         c.moe.router.score = Score::kSigmoid, c.moe.router.norm_topk_prob = true, c.moe.router.routed_scaling_factor = 2.5;
+       }},
+      {"QkNormHeadBias", [](TransformerConfig& c) { c.model.qk_norm = model::QkNorm::kHead, c.model.qkv_bias = true; }},
+      {"QkNormFull", [](TransformerConfig& c) { c.model.qk_norm = model::QkNorm::kFull; }},
+      {"SharedGate", [](TransformerConfig& c) { c.moe.num_shared_experts = 1, c.moe.shared_gate = true; }},
+      {"PostNormTied", [](TransformerConfig& c) {
+         c.model.norm_placement = model::NormPlacement::kPost, c.model.tie_embeddings = true, c.moe.num_shared_experts = 2;
+       }},
+      {"DocumentMask", [](TransformerConfig& c) { c.document_mask = true; }},
+      {"CapacityPosition", [](TransformerConfig& c) { c.moe.capacity.factor = 0.7, c.moe.capacity.min = 1; }},
+      {"CapacityScoreRenormalised", [](TransformerConfig& c) {
+         c.moe.capacity.factor = 0.7, c.moe.capacity.min = 1, c.moe.capacity.policy = DropPolicy::kScore;
+         c.moe.capacity.renormalize = true;
+       }},
+      {"AuxMegatron", loss({LossType::kSwitch, 0.5, Level::kMicro, Convention::kMegatron, Scope::kLayer})},
+      {"AuxSwitch", loss({LossType::kSwitch, 0.5, Level::kMicro, Convention::kSwitch, Scope::kLayer})},
+      {"AuxHuggingFace", loss({LossType::kSwitch, 0.5, Level::kMicro, Convention::kHuggingface, Scope::kModel})},
+      {"AuxSequence", loss({LossType::kSwitch, 0.5, Level::kSequence, Convention::kDeepseek, Scope::kLayer})},
+      {"AuxGlobal", loss({LossType::kSwitch, 0.5, Level::kGlobal, Convention::kMegatron, Scope::kLayer})},
+      {"ZLoss", loss({LossType::kZ, 0.3})},
+      {"SigmoidAuxAndZ", [](TransformerConfig& c) {
+         c.moe.router.score = Score::kSigmoid;
+         c.moe.balance.losses = {{LossType::kSwitch, 0.5, Level::kMicro, Convention::kMegatron, Scope::kLayer},
+                                 {LossType::kZ, 0.3}};
+       }},
+  };
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GradientTest, ::testing::ValuesIn(cases()), [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace conclave
