@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// AdamW (Loshchilov and Hutter 2019) over one flat buffer of parameters: moments of the same layout, one pass over ranges. It knows
+// neither names nor ranks.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/tensor.h"
+#include "optim/optim_config.h"
+
+namespace conclave::optim {
+
+// Elements with the same treatment.
+struct Range {
+  int64_t begin = 0, count = 0;
+  bool decay = true;
+};
+
+struct StepSize {
+  double lr = 0;
+  int64_t update = 1;     // updates applied so far, this one included: bias correction
+  double grad_scale = 1;  // one division by the token count, and clipping
+};
+
+class AdamW {
+ public:
+  // `ranges` cover what is trained; neighbours with the same treatment are merged.
+  AdamW(const OptimConfig& config, const Tensor& parameters, const std::vector<Range>& ranges);
+  void step(Tensor& parameters, const Tensor& gradients, const StepSize& size);
+  Tensor& first_moment() { return m_; }
+  Tensor& second_moment() { return v_; }
+
+ private:
+  OptimConfig config_;
+  std::vector<Range> ranges_;
+  Tensor m_, v_;
+};
+
+}  // namespace conclave::optim

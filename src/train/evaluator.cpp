@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/evaluator.h"
+
+#include "core/tree_sum.h"
+
+namespace conclave::train {
+
+std::vector<Evaluation> evaluate(const model::Transformer& model, const data::ValidationLoader& loader, const parallel::Mesh& mesh) {
+  std::vector<Evaluation> results;
+  const model::SequentialExecutor executor;
+  const int64_t ranks = mesh.dp().size();
+  for (size_t s = 0; s < loader.sources().size(); ++s) {
+    const int64_t count = loader.batches_per_rank(s);
+    std::vector<double> losses, targets, all_losses(count * ranks), all_targets(count * ranks);
+    model::RoutingTotals totals(model);
+    for (int64_t i = 0; i < count; ++i) {
+      const Batch batch = loader.batch(s, i);
+      nn::Frame frame = model.frame(batch, nullptr);
+      executor.run(model, frame);
+      losses.push_back(frame.loss_sum);
+      targets.push_back(frame.target_count);
+      totals.add(model, frame);
+    }
+    mesh.dp().all_gather(std::span<const double>(losses), std::span<double>(all_losses));
+    mesh.dp().all_gather(std::span<const double>(targets), std::span<double>(all_targets));
+    // Batch i of rank r is number i·ranks + r of the source.
+    std::vector<double> ordered;
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t r = 0; r < ranks; ++r) ordered.push_back(all_losses[r * count + i]);
+    totals.reduce(mesh.dp());
+    const double counted = tree_sum(all_targets);
+    results.push_back({loader.sources()[s].name(), counted > 0 ? tree_sum(ordered) / counted : 0.0, static_cast<int64_t>(counted),
+                       totals.layers()});
+  }
+  return results;
+}
+
+}  // namespace conclave::train

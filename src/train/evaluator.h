@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Validation loss of each source: the same samples whatever the number of ranks, summed in their global order.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "data/validation_loader.h"
+#include "model/executor.h"
+#include "model/routing_totals.h"
+#include "parallel/mesh.h"
+
+namespace conclave::train {
+
+struct Evaluation {
+  std::string source;
+  double loss = 0;  // nats per counted target
+  int64_t targets = 0;
+  std::vector<model::LayerTotals> layers;  // which experts this kind of text uses
+};
+
+// Collective; equal on all ranks.
+std::vector<Evaluation> evaluate(const model::Transformer& model, const data::ValidationLoader& loader, const parallel::Mesh& mesh);
+
+}  // namespace conclave::train

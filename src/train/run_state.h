@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything a bitwise resume needs, described for the checkpoint store: weights, moments and balancing state as tensors, counters and
+// windows as JSON. Batches and randomness are functions of the step and need nothing. The fp32 weights are their own masters.
+#pragma once
+
+#include "parallel/mesh.h"
+#include "parallel/state_dict.h"
+#include "train/step.h"
+
+namespace conclave::train {
+
+// Names of roles in a checkpoint.
+inline constexpr const char* kParamRole = "param";
+inline constexpr const char* kFirstMomentRole = "adam_m";
+inline constexpr const char* kSecondMomentRole = "adam_v";
+inline constexpr const char* kBufferRole = "buffer";
+
+// The weights alone, for commands that only read.
+parallel::StateDict weight_state(model::Transformer& model, const parallel::Mesh& mesh);
+// Balancing buffers that the model's configuration calls for; `counts` keeps the memory that the entries point to.
+parallel::StateDict balance_state(model::Transformer& model, const parallel::Mesh& mesh, std::vector<std::vector<int64_t>>& counts);
+// All of it.
+parallel::StateDict full_state(model::Transformer& model, TrainStep& step, const parallel::Mesh& mesh,
+                               std::vector<std::vector<int64_t>>& counts);
+// After a load: moves the loaded counts into the model.
+void restore_balance(model::Transformer& model, const std::vector<std::vector<int64_t>>& counts);
+
+}  // namespace conclave::train

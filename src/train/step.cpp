@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/step.h"
+
+#include <ATen/ops/from_blob.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/tree_sum.h"
+#include "optim/schedule.h"
+
+namespace conclave::train {
+namespace {
+
+std::vector<optim::Range> ranges(const nn::Parameters& parameters, bool expert, const std::vector<std::string>& no_decay) {
+  std::vector<optim::Range> ranges;
+  for (const auto& p : parameters.all()) {
+    if (p.expert != expert) continue;
+    const bool decay = std::find(no_decay.begin(), no_decay.end(), nn::kind_name(p.kind)) == no_decay.end();
+    ranges.push_back({p.offset, p.count, decay});
+  }
+  return ranges;
+}
+
+optim::AdamW make_optimizer(const RunConfig& config, const model::Transformer& model, bool expert) {
+  const auto& parameters = model.parameters();
+  return {config.optim, parameters.flat(expert), ranges(parameters, expert, config.optim.no_decay)};
+}
+
+parallel::GradientLayout layout(const parallel::Mesh& mesh, const nn::Parameters& parameters) {
+  return {.dp = mesh.dp(), .edp = mesh.edp(), .ep = mesh.ep().size(), .dense = parameters.flat_size(false),
+          .expert = parameters.flat_size(true)};
+}
+
+Tensor view(std::span<float> data) { return at::from_blob(data.data(), {static_cast<int64_t>(data.size())}); }
+
+}  // namespace
+
+TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model::Transformer& model, Failpoints& failpoints)
+    : config_(config), mesh_(mesh), model_(model), failpoints_(failpoints),
+      reducer_(parallel::make_gradient_reducer<float>(config.parallel.reduction, layout(mesh, model.parameters()))),
+      norm_(model.parameters(), mesh.ep()), dense_(make_optimizer(config, model, false)),
+      expert_(make_optimizer(config, model, true)), totals_(model) {}
+
+void TrainStep::accumulate(std::span<const Batch> batches) {
+  losses_.clear();
+  targets_.clear();
+  const bool canonical = config_.parallel.reduction == parallel::Reduction::kCanonical;
+  for (const Batch& batch : batches) {
+    nn::Gradients gradients{view(reducer_->dense_gradient()), {}, canonical || losses_.empty()};
+    const int64_t sources = canonical ? mesh_.ep().size() : 1;
+    for (int64_t s = 0; s < sources; ++s) gradients.experts.push_back(view(reducer_->expert_gradient(s)));
+    nn::Frame frame = model_.frame(batch, &gradients);
+    executor_.run(model_, frame);
+    if (failpoints_.hit("gradient")) gradients.dense[0] = std::nan("");
+    losses_.push_back(frame.loss_sum);
+    targets_.push_back(frame.target_count);
+    totals_.add(model_, frame);
+    reducer_->micro_batch_done();
+  }
+}
+
+void TrainStep::sum_losses(std::span<const double> own_losses, std::span<const double> own_targets, StepReport& report) const {
+  // Micro-batches in their global order, so that the sum's tree is the same for every dp.
+  std::vector<double> losses(own_losses.size() * mesh_.dp().size()), targets(losses.size());
+  mesh_.dp().all_gather(own_losses, std::span<double>(losses));
+  mesh_.dp().all_gather(own_targets, std::span<double>(targets));
+  report.targets = tree_sum(targets);
+  report.loss = report.targets > 0 ? tree_sum(losses) / report.targets : 0.0;
+}
+
+Tensor TrainStep::reduced(bool expert) const { return view(expert ? reducer_->expert() : reducer_->dense()); }
+
+std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
+  if (report.targets == 0) return "no target of the batch counts";
+  if (std::isfinite(report.loss) && std::isfinite(report.grad_norm)) return std::nullopt;
+  const auto mine = norm_.non_finite(reduced(false), reduced(true));
+  const auto all = mesh_.world().all_gather_text(mine.value_or(""));
+  for (size_t rank = 0; rank < all.size(); ++rank) {
+    if (!all[rank].empty()) return fmt::format("gradient of {} is not finite (rank {}), loss {}", all[rank], rank, report.loss);
+  }
+  return fmt::format("loss {} with gradient norm {}", report.loss, report.grad_norm);
+}
+
+StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
+  StepReport report;
+  totals_ = model::RoutingTotals(model_);
+  reducer_->begin_step(config_.train.global_batch_size / config_.train.micro_batch_size);
+  accumulate(batches);
+  reducer_->finish();
+  totals_.reduce(mesh_.dp());
+  sum_losses(losses_, targets_, report);
+  const double per_target = report.targets > 0 ? 1.0 / report.targets : 0.0;
+  report.grad_norm = norm_(reduced(false), reduced(true)) * per_target;
+  report.lr = optim::learning_rate(config_.optim, config_.train.steps, step);
+  report.layers = totals_.layers();
+  report.skipped = why_not(report);
+  if (report.skipped) return report;
+  const double limit = config_.optim.grad_clip;
+  const double clip = limit > 0 ? std::min(1.0, limit / (report.grad_norm + 1e-6)) : 1.0;
+  ++updates_;
+  for (const bool expert : {false, true}) {
+    optimizer(expert).step(model_.parameters().flat(expert), reduced(expert),
+                           {.lr = report.lr, .update = updates_, .grad_scale = per_target * clip});
+  }
+  totals_.end_step(model_);
+  return report;
+}
+
+}  // namespace conclave::train

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// One optimizer step: *what* happens to the model. When steps, evaluations and saves happen is the trainer's business.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "core/failpoints.h"
+#include "model/executor.h"
+#include "model/gradient_norm.h"
+#include "model/routing_totals.h"
+#include "optim/adamw.h"
+#include "parallel/gradient_reducer.h"
+#include "parallel/mesh.h"
+#include "train/run_config.h"
+
+namespace conclave::train {
+
+struct StepReport {
+  double loss = 0;       // cross entropy per counted target of the global batch, nats
+  double targets = 0;    // that counted
+  double grad_norm = 0;  // before clipping
+  double lr = 0;
+  std::optional<std::string> skipped;  // why the update was left out; equal on all ranks
+  std::vector<model::LayerTotals> layers;
+};
+
+class TrainStep {
+ public:
+  // All three outlive the step. Collective.
+  TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model::Transformer& model, Failpoints& failpoints);
+  // `batches` are this rank's micro-batches of the step, in order. Collective; the report is equal on all ranks.
+  StepReport run(int64_t step, std::span<const Batch> batches);
+
+  int64_t updates() const { return updates_; }
+  void set_updates(int64_t updates) { updates_ = updates; }
+  optim::AdamW& optimizer(bool expert) { return expert ? expert_ : dense_; }
+
+ private:
+  void accumulate(std::span<const Batch> batches);
+  void sum_losses(std::span<const double> own_losses, std::span<const double> own_targets, StepReport& report) const;
+  std::optional<std::string> why_not(const StepReport& report) const;
+  Tensor reduced(bool expert) const;
+
+  RunConfig config_;
+  const parallel::Mesh& mesh_;
+  model::Transformer& model_;
+  Failpoints& failpoints_;
+  model::SequentialExecutor executor_;
+  std::unique_ptr<parallel::GradientReducer<float>> reducer_;
+  model::GradientNorm norm_;
+  optim::AdamW dense_, expert_;
+  int64_t updates_ = 0;
+  std::vector<double> losses_, targets_;  // of this rank's micro-batches
+  model::RoutingTotals totals_;
+};
+
+}  // namespace conclave::train
