@@ -18,12 +18,16 @@ namespace conclave::comm {
 enum class DType { kFloat32, kFloat64, kInt32, kInt64 };
 enum class Reduce { kSum, kMin, kMax };
 
-// An operation under way. finish() waits for it; the buffers stay untouched until then. Finish works in the order they
-// were started.
+size_t bytes_of(DType dtype);
+
+// An operation under way. finish() waits for it; until then the caller neither writes the send buffer nor touches the receive
+// buffer. Finish works in the order they were started, on every rank. Only a rank that fails may drop one unfinished.
 class Work {
  public:
   Work() = default;
   explicit Work(std::function<void()> finish) : finish_(std::move(finish)) {}
+  Work(Work&&) = default;
+  Work& operator=(Work&&) = default;
   void finish() {
     if (finish_) std::exchange(finish_, nullptr)();
   }
@@ -32,7 +36,8 @@ class Work {
   std::function<void()> finish_;
 };
 
-// What a transport implements: one object per rank and group. Sizes are bytes.
+// What a transport implements: one object per rank and group. Sizes are bytes; Group has already checked that they fit together.
+// Verbs throw CommError when a peer or the network is lost.
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -42,7 +47,9 @@ class Transport {
   virtual std::shared_ptr<Transport> split(int color, int key) = 0;
   virtual void barrier() = 0;
   virtual void broadcast(std::span<std::byte> data, int root) = 0;
-  virtual void all_gather(std::span<const std::byte> send, std::span<std::byte> recv) = 0;
+  // recv_bytes[r] come from rank r, packed in rank order; the same list on every rank. `send` may be its own place in `recv`.
+  virtual void all_gather_v(std::span<const std::byte> send, std::span<std::byte> recv,
+                            std::span<const int64_t> recv_bytes) = 0;
   virtual void all_reduce(std::span<std::byte> data, DType dtype, Reduce op) = 0;
   // send_bytes[r] bytes go to rank r, packed in rank order; recv_bytes[r] come from rank r.
   virtual Work start_all_to_all_v(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
@@ -64,6 +71,7 @@ class Group {
   Group split(int color, int key) const;
 
   void barrier() const;
+  // Ends every rank of the job with `code`; see Transport::abort. The group of one throws CommError.
   void abort(int code, const std::string& reason) const;
 
   template <typename T>
@@ -73,7 +81,14 @@ class Group {
   // recv.size() == size() * send.size(), in rank order.
   template <typename T>
   void all_gather(std::span<const T> send, std::span<T> recv) const {
-    all_gather_bytes(std::as_bytes(send), std::as_writable_bytes(recv));
+    const std::vector<int64_t> bytes(size(), static_cast<int64_t>(send.size_bytes()));
+    all_gather_bytes(std::as_bytes(send), std::as_writable_bytes(recv), bytes);
+  }
+  // Pieces of different sizes: recv_counts[r] elements come from rank r; every rank passes the same counts. `send` may be its
+  // own place in `recv`.
+  template <typename T>
+  void all_gather_v(std::span<const T> send, std::span<T> recv, std::span<const int64_t> recv_counts) const {
+    all_gather_bytes(std::as_bytes(send), std::as_writable_bytes(recv), scaled(recv_counts, sizeof(T)));
   }
   template <typename T>
   std::vector<T> all_gather_value(const T& value) const {
@@ -111,7 +126,8 @@ class Group {
  private:
   static std::vector<int64_t> scaled(std::span<const int64_t> counts, size_t item);
   void broadcast_bytes(std::span<std::byte> data, int root) const;
-  void all_gather_bytes(std::span<const std::byte> send, std::span<std::byte> recv) const;
+  void all_gather_bytes(std::span<const std::byte> send, std::span<std::byte> recv,
+                        std::span<const int64_t> recv_bytes) const;
   Work start_all_to_all_v_bytes(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
                                 std::span<std::byte> recv, std::span<const int64_t> recv_bytes) const;
 
