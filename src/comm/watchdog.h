@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ends a process whose step no longer moves: a hung collective gives no error, only silence. Its thread never calls MPI, which
+// may be what hangs; the launcher ends the other ranks when this one is gone.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+
+namespace conclave::comm {
+
+class Watchdog {
+ public:
+  // What to do when nothing has moved. `report` says which rank, step and operation, and for how long.
+  using Action = std::function<void(const std::string& report)>;
+  // Prints the report and ends the process at once with exit code 80, running no destructors.
+  static void print_and_exit(const std::string& report);
+
+  // Watches from now on; `seconds` <= 0 watches nothing. `action` runs on the watchdog's thread, once.
+  Watchdog(double seconds, int rank, Action action = print_and_exit);
+  ~Watchdog();
+  Watchdog(const Watchdog&) = delete;
+  Watchdog& operator=(const Watchdog&) = delete;
+
+  // The step is alive and enters `operation` (text that lives for ever: a literal). Costs a few stores; any thread.
+  void beat(int64_t step, const char* operation);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  void watch();
+  std::string report(double elapsed) const;
+
+  double seconds_;
+  int rank_;
+  Action action_;
+  std::atomic<int64_t> step_{0};
+  std::atomic<const char*> operation_{"start"};
+  std::atomic<Clock::rep> last_beat_;
+  std::mutex mutex_;
+  std::condition_variable stop_;
+  bool stopping_ = false;
+  std::thread thread_;  // last: starts when all else is there
+};
+
+}  // namespace conclave::comm

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "parallel/gradient_reducer.h"
+
+#include <algorithm>
+#include <bit>
+#include <vector>
+
+#include "core/error.h"
+#include "parallel/aligned_buffer.h"
+#include "parallel/tree_reduce.h"
+
+namespace conclave::parallel {
+namespace {
+
+// Counts the micro-batches of a step, so that a caller who does too few or too many is told.
+class StepCounter {
+ public:
+  void begin(int64_t micro_batches, int64_t dp) {
+    check(micro_batches > 0 && micro_batches % dp == 0, "dp divides the micro-batches of a step");
+    left_ = micro_batches / dp;
+  }
+  void check_open() const { check(left_ > 0, "gradients are written between begin_step and the last micro_batch_done"); }
+  void done() {
+    check_open();
+    --left_;
+  }
+  void finish() const { check(left_ == 0, "a step is finished after its last micro-batch"); }
+
+ private:
+  int64_t left_ = 0;
+};
+
+template <typename T>
+class CanonicalReducer : public GradientReducer<T> {
+ public:
+  explicit CanonicalReducer(const GradientLayout& layout)
+      : dp_(layout.dp.size()),
+        dense_(layout.dense),
+        dense_sum_(layout.dp, layout.dense, 1),
+        expert_sum_(layout.edp, layout.expert, static_cast<int>(layout.ep)) {
+    for (int64_t source = 0; source < layout.ep; ++source) experts_.emplace_back(layout.expert);
+  }
+
+  void begin_step(int64_t micro_batches) override {
+    if (!tree_fits(micro_batches, dp_))
+      throw ConfigError(
+          "parallel.reduction: canonical needs a power of two of micro-batches per data-parallel rank, but {} micro-batches "
+          "over dp {} do not give that; change train.global_batch_size, train.micro_batch_size or parallel.dp, or take "
+          "reduction: fast",
+          micro_batches, dp_);
+    counter_.begin(micro_batches, dp_);
+    dense_.begin();
+    for (TreeAccumulator<T>& expert : experts_) expert.begin();
+  }
+  std::span<T> dense_gradient() override {
+    counter_.check_open();
+    return dense_.current();
+  }
+  std::span<T> expert_gradient(int64_t source) override {
+    counter_.check_open();
+    return experts_.at(source).current();
+  }
+  void micro_batch_done() override {
+    counter_.done();
+    dense_.push();
+    for (TreeAccumulator<T>& expert : experts_) expert.push();
+  }
+  void finish() override {
+    counter_.finish();
+    dense_result_ = dense_.finish();
+    dense_sum_.run(std::span<const std::span<T>>(&dense_result_, 1));
+    std::vector<std::span<T>> subtrees;
+    for (TreeAccumulator<T>& expert : experts_) subtrees.push_back(expert.finish());
+    expert_sum_.run(subtrees);
+    expert_result_ = subtrees[0];
+  }
+  std::span<T> dense() override { return dense_result_; }
+  std::span<T> expert() override { return expert_result_; }
+
+ private:
+  int64_t dp_;
+  StepCounter counter_;
+  TreeAccumulator<T> dense_;
+  std::vector<TreeAccumulator<T>> experts_;  // by source
+  TreeAllReduce<T> dense_sum_;
+  TreeAllReduce<T> expert_sum_;
+  std::span<T> dense_result_;
+  std::span<T> expert_result_;
+};
+
+template <typename T>
+class FastReducer : public GradientReducer<T> {
+ public:
+  explicit FastReducer(const GradientLayout& layout)
+      : dp_(layout.dp), edp_(layout.edp), ep_(layout.ep), dense_(layout.dense), expert_(layout.expert) {}
+
+  void begin_step(int64_t micro_batches) override {
+    counter_.begin(micro_batches, dp_.size());
+    fill_zero(dense_.span());
+    fill_zero(expert_.span());
+  }
+  std::span<T> dense_gradient() override {
+    counter_.check_open();
+    return dense_.span();
+  }
+  std::span<T> expert_gradient(int64_t source) override {
+    counter_.check_open();
+    check(source >= 0 && source < ep_, "a source is a rank of the ep group");
+    return expert_.span();
+  }
+  void micro_batch_done() override { counter_.done(); }
+  void finish() override {
+    counter_.finish();
+    dp_.all_reduce(dense_.span());
+    edp_.all_reduce(expert_.span());
+  }
+  std::span<T> dense() override { return dense_.span(); }
+  std::span<T> expert() override { return expert_.span(); }
+
+ private:
+  comm::Group dp_;
+  comm::Group edp_;
+  int64_t ep_;
+  StepCounter counter_;
+  AlignedBuffer<T> dense_;
+  AlignedBuffer<T> expert_;
+};
+
+// Room for the slices of the other ranks while a sum is exchanged, counted at its upper bound.
+int64_t exchanged_elements(int64_t elements, int64_t ranks, int64_t subtrees) {
+  if (ranks == 1) return 0;
+  const std::vector<int64_t> cuts = slice_cuts(elements, static_cast<int>(ranks));
+  int64_t longest = 0;
+  for (int64_t r = 0; r < ranks; ++r) longest = std::max(longest, cuts[r + 1] - cuts[r]);
+  return longest * ranks * (std::has_single_bit(static_cast<uint64_t>(subtrees)) ? 1 : subtrees);
+}
+
+}  // namespace
+
+template <typename T>
+std::unique_ptr<GradientReducer<T>> make_gradient_reducer(Reduction reduction, const GradientLayout& layout) {
+  check(layout.ep >= 1 && layout.dp.size() == layout.edp.size() * layout.ep, "dp = edp * ep");
+  if (reduction == Reduction::kCanonical) return std::make_unique<CanonicalReducer<T>>(layout);
+  return std::make_unique<FastReducer<T>>(layout);
+}
+
+int64_t gradient_bytes(Reduction reduction, int64_t micro_batches, int64_t dp, int64_t ep, int64_t dense,
+                       int64_t expert) {
+  const int64_t item = sizeof(float);
+  if (reduction == Reduction::kFast) return item * (dense + expert);
+  const int64_t local = std::max<int64_t>(micro_batches / dp, 1);
+  const int64_t buffers = std::bit_width(static_cast<uint64_t>(local));
+  return item * (buffers * (dense + ep * expert) + exchanged_elements(dense, dp, 1) +
+                 exchanged_elements(expert, dp / ep, ep));
+}
+
+template class GradientReducer<float>;
+template class GradientReducer<double>;
+template std::unique_ptr<GradientReducer<float>> make_gradient_reducer<float>(Reduction, const GradientLayout&);
+template std::unique_ptr<GradientReducer<double>> make_gradient_reducer<double>(Reduction, const GradientLayout&);
+
+}  // namespace conclave::parallel

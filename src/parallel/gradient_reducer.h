@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Collects weight gradients over the micro-batches of a step and sums them over the ranks: dense ones over dp, those of local
+// experts over edp. Sums only; whoever holds the token count divides once. It knows no tensors: gradients are two flat
+// ranges, dense and expert, in the layout of the parameters.
+//
+// The order of a step, the same on all ranks:
+//   begin_step(M); for each own micro-batch: add into dense_gradient() and expert_gradient(s) for every source s, then
+//   micro_batch_done(); finish(); dense() and expert() are the sums until the next begin_step.
+// A *source* is the rank of the ep group whose tokens the gradient comes from: local experts work for the tokens of all ep ranks
+// at the same local step. `canonical` sums each source's micro-batches apart, as the tree over the global micro-batch index needs
+// it (contract 8), at the price of ep times the expert buffers; `fast` has one buffer for all, in the transport's order.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "comm/group.h"
+#include "parallel/parallel_config.h"
+
+namespace conclave::parallel {
+
+struct GradientLayout {
+  comm::Group dp;    // ranks with the same dense weights
+  comm::Group edp;   // ranks with the same experts; dp = edp * ep, dp rank = edp rank * ep + ep rank
+  int64_t ep = 1;    // sources per rank
+  int64_t dense = 0;   // elements
+  int64_t expert = 0;  // elements, of this rank's experts
+};
+
+// T is float or double.
+template <typename T>
+class GradientReducer {
+ public:
+  virtual ~GradientReducer() = default;
+  // A step of `micro_batches` over all ranks. Throws ConfigError when this reduction cannot keep its promise for them.
+  virtual void begin_step(int64_t micro_batches) = 0;
+  // Where the micro-batch under way *adds* its gradients: zero, or the sum so far. Ask again for every micro-batch.
+  virtual std::span<T> dense_gradient() = 0;
+  virtual std::span<T> expert_gradient(int64_t source) = 0;
+  virtual void micro_batch_done() = 0;
+  // Collective over dp and edp.
+  virtual void finish() = 0;
+  // The global sums, the same on all ranks of dp and edp. The caller may change them in place (scale, clip).
+  virtual std::span<T> dense() = 0;
+  virtual std::span<T> expert() = 0;
+};
+
+template <typename T>
+std::unique_ptr<GradientReducer<T>> make_gradient_reducer(Reduction reduction, const GradientLayout& layout);
+
+// Memory a reducer of floats holds, in bytes, in a step of `micro_batches`: for `conclave check` and `info`.
+int64_t gradient_bytes(Reduction reduction, int64_t micro_batches, int64_t dp, int64_t ep, int64_t dense, int64_t expert);
+
+}  // namespace conclave::parallel

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// The process mesh: the only place that knows how a rank's number, its coordinates and the groups it belongs to hang together.
+// It decides nothing about which axes are implemented; the configuration check refuses those.
+//
+// Axes of the dense view, slowest first (contract: world = pp * dp * cp * tp):
+//   pp  pipeline stage        group: ranks with the same dp, cp, tp
+//   dp  data                  group: ranks with the same pp, cp, tp; they hold the same dense weights, other micro-batches
+//   cp  part of a sequence    group: ranks with the same pp, dp, tp
+//   tp  part of a tensor      group: ranks with the same pp, dp, cp
+// The expert view numbers the same ranks of one stage again, slowest first (pp *) edp * ep * etp:
+//   edp copies of an expert   group: ranks with the same pp, ep, etp; they hold the same expert weights
+//   ep  set of experts        group: ranks with the same pp, edp, etp; together they hold every expert once
+//   etp part of an expert     group: ranks with the same pp, edp, ep
+// Derived sizes: edp = dp * cp * tp / (ep * etp); dp, when not given, = world / (pp * cp * tp).
+// With cp = tp = etp = 1: dp rank = edp rank * ep + ep rank, so the data-parallel ranks that send tokens to the experts of one
+// rank are ep consecutive ones.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "comm/group.h"
+#include "parallel/parallel_config.h"
+
+namespace conclave::parallel {
+
+enum class Axis { kPp, kDp, kCp, kTp, kEdp, kEp, kEtp };
+inline constexpr int kAxes = 7;
+const char* name_of(Axis axis);
+
+// Sizes of all axes, or one rank's coordinate on each.
+struct AxisValues {
+  std::array<int64_t, kAxes> values{};
+  int64_t& operator[](Axis axis) { return values[static_cast<int>(axis)]; }
+  int64_t operator[](Axis axis) const { return values[static_cast<int>(axis)]; }
+  bool operator==(const AxisValues&) const = default;
+};
+
+// Something the configuration asks of the mesh that cannot be had.
+struct MeshProblem {
+  std::string path;  // the key, e.g. "parallel.ep"
+  std::string message;
+};
+// Everything wrong with `config` in a world of `world` ranks; empty when it fits.
+std::vector<MeshProblem> mesh_problems(const ParallelConfig& config, int64_t world);
+// The sizes. Throws ConfigError with all problems.
+AxisValues mesh_sizes(const ParallelConfig& config, int64_t world);
+
+AxisValues coordinates_of(int64_t rank, const AxisValues& sizes);
+// The world ranks that differ from `rank` on `axis` only (of its view), in the order of that axis.
+std::vector<int64_t> members_of(Axis axis, int64_t rank, const AxisValues& sizes);
+
+// The micro-batches of a step that one data-parallel rank works on: [first, first + count).
+struct MicroBatches {
+  int64_t first = 0;
+  int64_t count = 0;
+};
+
+class Mesh {
+ public:
+  Mesh();  // one rank, every axis 1
+  // Collective over `world`; compares size and members of every new group with the arithmetic and throws CommError when
+  // the transport built another one.
+  Mesh(const comm::Group& world, const AxisValues& sizes);
+
+  const comm::Group& world() const { return world_; }
+  const comm::Group& group(Axis axis) const { return groups_[static_cast<int>(axis)]; }
+  const comm::Group& dp() const { return group(Axis::kDp); }
+  const comm::Group& ep() const { return group(Axis::kEp); }
+  const comm::Group& edp() const { return group(Axis::kEdp); }
+  int64_t size(Axis axis) const { return sizes_[axis]; }
+  int64_t coordinate(Axis axis) const { return coordinates_[axis]; }
+  const AxisValues& sizes() const { return sizes_; }
+  const AxisValues& coordinates() const { return coordinates_; }
+
+  // This rank's share of a step of `total` micro-batches; dp divides total (checked by the configuration).
+  MicroBatches micro_batches(int64_t total) const;
+
+ private:
+  comm::Group world_;
+  AxisValues sizes_;
+  AxisValues coordinates_;
+  std::array<comm::Group, kAxes> groups_;
+};
+
+}  // namespace conclave::parallel

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/watchdog.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <future>
+
+namespace conclave::comm {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(WatchdogTest, SaysWhichRankStepAndOperationStoodStill) {
+  std::promise<std::string> reported;
+  Watchdog watchdog(0.1, 3, [&](const std::string& report) { reported.set_value(report); });
+  watchdog.beat(41, "reduce gradients");
+  auto future = reported.get_future();
+  ASSERT_EQ(future.wait_for(std::chrono::seconds(20)), std::future_status::ready);
+  const std::string report = future.get();
+  EXPECT_THAT(report, HasSubstr("rank 3: nothing has moved for 0."));
+  EXPECT_THAT(report, HasSubstr("step 41, in reduce gradients"));
+}
+
+TEST(WatchdogTest, StaysQuietWhileTheStepBeats) {
+  std::atomic<int> fired{0};
+  {
+    Watchdog watchdog(1.0, 0, [&](const std::string&) { ++fired; });
+    for (int i = 0; i < 30; ++i) {
+      watchdog.beat(i, "forward");
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+  }
+  EXPECT_EQ(fired, 0);
+}
+
+TEST(WatchdogTest, ZeroSecondsWatchNothing) {
+  std::atomic<int> fired{0};
+  {
+    Watchdog watchdog(0, 0, [&](const std::string&) { ++fired; });
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  EXPECT_EQ(fired, 0);
+}
+
+TEST(WatchdogTest, TheDefaultActionExitsWith80) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_EXIT(
+      {
+        const Watchdog watchdog(0.05, 1);
+        std::this_thread::sleep_for(std::chrono::seconds(20));
+      },
+      testing::ExitedWithCode(80), "rank 1: nothing has moved");
+}
+
+}  // namespace
+}  // namespace conclave::comm

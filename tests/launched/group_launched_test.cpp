@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <mpi.h>
+#include <sched.h>
+
+#include "comm/group_conformance.h"
+#include "core/error.h"
+#include "launched/launched_world.h"
+
+namespace conclave::test {
+namespace {
+
+using comm::Group;
+
+class GroupLaunchedTest : public testing::TestWithParam<GroupCase> {};
+
+TEST_P(GroupLaunchedTest, ConformsOverProcesses) {
+  const Group group = launched_world().group("mpi");
+  EXPECT_EQ(group.transport_name(), "mpi");
+  GetParam().run(group);
+}
+
+// Small limits take every path that buffers beyond 2 GiB take.
+TEST_P(GroupLaunchedTest, ConformsWhenMessagesAreCut) {
+  GetParam().run(Group(comm::make_mpi_world({.collective_bytes = 4099, .piece_bytes = 1001})));
+}
+
+TEST_P(GroupLaunchedTest, ConformsOnGroupsOfOne) {
+  GetParam().run(launched_world().group().split(launched_world().rank(), 0));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GroupLaunchedTest, testing::ValuesIn(group_cases()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(WorldLaunchedTest, KnowsItsPlace) {
+  const comm::World& world = launched_world();
+  int size = 0, rank = -1;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  EXPECT_EQ(world.size(), size);
+  EXPECT_EQ(world.rank(), rank);
+  EXPECT_EQ(world.local_size(), size);
+  EXPECT_EQ(world.local_rank(), rank);
+  EXPECT_EQ(world.hosts(), std::vector<std::string>(size, world.hosts()[0]));
+  cpu_set_t set;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+  EXPECT_EQ(world.cores(), std::max(CPU_COUNT(&set) / size, 1)) << "unbound ranks share the cores";
+}
+
+TEST(WorldLaunchedTest, ThreadsMayCallMpi) {
+  int provided = 0;
+  MPI_Query_thread(&provided);
+  EXPECT_EQ(provided, MPI_THREAD_MULTIPLE);
+}
+
+TEST(GroupLaunchedErrorTest, AnErrorOfMpiBecomesACommError) {
+  const Group group = launched_world().group().split(0, 0);
+  std::vector<int32_t> send(4), recv(2);
+  const int n = group.size();
+  if (n < 2) GTEST_SKIP() << "needs two ranks";
+  // Rank 0 sends two elements to rank 1, which expects one: MPI calls the message truncated.
+  std::vector<int64_t> send_counts(n, 0), recv_counts(n, 0);
+  if (group.rank() == 0) send_counts[1] = 2;
+  if (group.rank() == 1) recv_counts[0] = 1;
+  comm::Work work =
+      group.start_all_to_all_v(std::span<const int32_t>(send).first(group.rank() == 0 ? 2 : 0),
+                               std::span<const int64_t>(send_counts),
+                               std::span<int32_t>(recv).first(group.rank() == 1 ? 1 : 0),
+                               std::span<const int64_t>(recv_counts));
+  if (group.rank() == 1) {
+    try {
+      work.finish();
+      ADD_FAILURE() << "no exception";
+    } catch (const CommError& error) {
+      EXPECT_THAT(error.what(), testing::HasSubstr("MPI_Waitall failed on rank 1 of a group of"));
+      EXPECT_THAT(error.what(), testing::HasSubstr("truncated"));
+    }
+  } else {
+    work.finish();
+  }
+}
+
+}  // namespace
+}  // namespace conclave::test

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "parallel/gradient_reducer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "core/error.h"
+#include "core/random.h"
+#include "core/tree_sum.h"
+#include "parallel/mesh.h"
+#include "support/ranks.h"
+
+namespace conclave::parallel {
+namespace {
+
+constexpr int64_t kDense = 1000;
+constexpr int64_t kExperts = 4;
+constexpr int64_t kPerExpert = 50;
+
+float number(const char* kind, int64_t micro_batch, int64_t element) {
+  const Random random(9, Purpose::kTest, kind);
+  return static_cast<float>(random.normal(micro_batch * 10000 + element) * std::exp(5 * random.uniform(element)));
+}
+float dense_number(int64_t m, int64_t i) { return number("dense", m, i); }
+// Expert 3 never gets a token.
+float expert_number(int64_t m, int64_t expert, int64_t i) {
+  return expert == 3 ? 0.0f : number("expert", m, expert * kPerExpert + i);
+}
+
+struct Sums {
+  std::vector<float> dense;
+  std::vector<float> experts;  // all, by global expert
+};
+
+// What one rank of a model with dp and ep ranks does with its gradients in two steps; the second step's sums.
+Sums run_rank(const comm::Group& world, Reduction reduction, int64_t dp, int64_t ep, int64_t micro_batches) {
+  ParallelConfig config;
+  config.dp = dp;
+  config.ep = ep;
+  const Mesh mesh(world, mesh_sizes(config, dp));
+  const int64_t local = kExperts / ep;
+  const int64_t first_expert = mesh.coordinate(Axis::kEp) * local;
+  const auto reducer = make_gradient_reducer<float>(
+      reduction, {.dp = mesh.dp(), .edp = mesh.edp(), .ep = ep, .dense = kDense, .expert = local * kPerExpert});
+  const int64_t count = micro_batches / dp;
+  for (int step = 0; step < 2; ++step) {
+    reducer->begin_step(micro_batches);
+    for (int64_t m = 0; m < count; ++m) {
+      for (int64_t i = 0; i < kDense; ++i)
+        reducer->dense_gradient()[i] += dense_number(mesh.coordinate(Axis::kDp) * count + m, i);
+      for (int64_t s = 0; s < ep; ++s) {
+        const std::span<float> gradient = reducer->expert_gradient(s);
+        const int64_t micro_batch = (mesh.coordinate(Axis::kEdp) * ep + s) * count + m;
+        for (int64_t i = 0; i < std::ssize(gradient); ++i)
+          gradient[i] += expert_number(micro_batch, first_expert + i / kPerExpert, i % kPerExpert);
+      }
+      reducer->micro_batch_done();
+    }
+    reducer->finish();
+  }
+  Sums sums{{reducer->dense().begin(), reducer->dense().end()}, std::vector<float>(kExperts * kPerExpert)};
+  mesh.ep().all_gather(std::span<const float>(reducer->expert()), std::span<float>(sums.experts));
+  return sums;
+}
+
+std::vector<Sums> run_layout(Reduction reduction, int64_t dp, int64_t ep, int64_t micro_batches) {
+  std::vector<Sums> sums(dp);
+  test::run_ranks(static_cast<int>(dp), [&](const comm::Group& world) {
+    sums[world.rank()] = run_rank(world, reduction, dp, ep, micro_batches);
+  });
+  return sums;
+}
+
+template <typename Number>
+std::vector<float> tree_over(int64_t micro_batches, int64_t elements, Number number) {
+  std::vector<float> sums, values(micro_batches);
+  for (int64_t i = 0; i < elements; ++i) {
+    for (int64_t m = 0; m < micro_batches; ++m) values[m] = number(m, i);
+    sums.push_back(tree_sum(std::span<const float>(values)));
+  }
+  return sums;
+}
+
+const std::vector<std::pair<int64_t, int64_t>> kLayouts = {{1, 1}, {2, 1}, {2, 2}, {4, 1}, {4, 2}, {4, 4}, {8, 2}};
+
+TEST(GradientReducerRanksTest, CanonicalGivesTheSameBitsForEveryDpAndEp) {
+  const auto dense = tree_over(8, kDense, dense_number);
+  const auto experts = tree_over(8, kExperts * kPerExpert, [](int64_t m, int64_t i) {
+    return expert_number(m, i / kPerExpert, i % kPerExpert);
+  });
+  for (const auto& [dp, ep] : kLayouts)
+    for (const Sums& sums : run_layout(Reduction::kCanonical, dp, ep, 8)) {
+      EXPECT_EQ(sums.dense, dense) << "dp " << dp << " ep " << ep;
+      EXPECT_EQ(sums.experts, experts) << "dp " << dp << " ep " << ep;
+    }
+}
+
+TEST(GradientReducerRanksTest, CanonicalHoldsForThreeRanksAndTwelveMicroBatches) {
+  const Sums alone = run_layout(Reduction::kCanonical, 1, 1, 12)[0];
+  for (const auto& [dp, ep] : std::vector<std::pair<int64_t, int64_t>>{{3, 1}, {6, 2}, {12, 4}})
+    for (const Sums& sums : run_layout(Reduction::kCanonical, dp, ep, 12)) {
+      EXPECT_EQ(sums.dense, alone.dense) << dp;
+      EXPECT_EQ(sums.experts, alone.experts) << dp;
+    }
+}
+
+TEST(GradientReducerRanksTest, FastGivesTheSumsUpToRounding) {
+  const Sums canonical = run_layout(Reduction::kCanonical, 1, 1, 8)[0];
+  for (const auto& [dp, ep] : kLayouts)
+    for (const Sums& sums : run_layout(Reduction::kFast, dp, ep, 8)) {
+      for (int64_t i = 0; i < kDense; ++i) ASSERT_NEAR(sums.dense[i], canonical.dense[i], 1e-3) << dp << " " << ep;
+      for (int64_t i = 0; i < kExperts * kPerExpert; ++i)
+        ASSERT_NEAR(sums.experts[i], canonical.experts[i], 1e-3) << dp << " " << ep;
+    }
+}
+
+TEST(GradientReducerTest, CanonicalRefusesWhatTheTreeCannotCut) {
+  test::run_ranks(2, [](const comm::Group& world) {
+    const auto reducer = make_gradient_reducer<float>(
+        Reduction::kCanonical, {.dp = world, .edp = world, .ep = 1, .dense = 8, .expert = 0});
+    EXPECT_THROW(reducer->begin_step(12), ConfigError);
+    reducer->begin_step(4);
+  });
+}
+
+TEST(GradientReducerTest, AStepOutOfOrderIsABug) {
+  for (const Reduction reduction : {Reduction::kCanonical, Reduction::kFast}) {
+    const auto reducer = make_gradient_reducer<double>(
+        reduction, {.dp = comm::Group(), .edp = comm::Group(), .ep = 1, .dense = 8, .expert = 8});
+    EXPECT_THROW(reducer->dense_gradient(), BugError);
+    reducer->begin_step(2);
+    reducer->micro_batch_done();
+    EXPECT_THROW(reducer->finish(), BugError);
+    reducer->micro_batch_done();
+    EXPECT_THROW(reducer->micro_batch_done(), BugError);
+    EXPECT_THROW(reducer->expert_gradient(0), BugError);
+    reducer->finish();
+    EXPECT_EQ(reducer->dense().size(), 8u);
+    EXPECT_EQ(reducer->expert()[7], 0.0);
+  }
+}
+
+TEST(GradientReducerTest, MemoryIsWhatTheContractSays) {
+  EXPECT_EQ(gradient_bytes(Reduction::kFast, 8, 1, 1, 1000, 500), 6000);
+  EXPECT_EQ(gradient_bytes(Reduction::kCanonical, 8, 1, 1, 1000, 500), 4 * 4 * 1500);
+  // dp 4, ep 2, 2 micro-batches per rank: 2 buffers, two sets for experts, and the slices that arrive.
+  EXPECT_EQ(gradient_bytes(Reduction::kCanonical, 8, 4, 2, 1024, 512), 4 * (2 * (1024 + 2 * 512) + 1024 + 512));
+}
+
+}  // namespace
+}  // namespace conclave::parallel

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "parallel/tree_reduce.h"
+
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <bit>
+#include <cmath>
+
+#include "core/error.h"
+#include "core/random.h"
+#include "support/ranks.h"
+
+namespace conclave::parallel {
+namespace {
+
+// Numbers of very different sizes, so that another order of addition gives other bits.
+template <typename T>
+T number(int64_t micro_batch, int64_t element) {
+  const Random random(5, Purpose::kTest, micro_batch);
+  return static_cast<T>(random.normal(2 * element) * std::exp(6 * random.normal(2 * element + 1)));
+}
+
+template <typename T>
+std::vector<T> reference(int64_t micro_batches, int64_t elements) {
+  std::vector<T> sums, values(micro_batches);
+  for (int64_t i = 0; i < elements; ++i) {
+    for (int64_t m = 0; m < micro_batches; ++m) values[m] = number<T>(m, i);
+    sums.push_back(tree_sum(std::span<const T>(values)));
+  }
+  return sums;
+}
+
+template <typename T>
+std::span<T> accumulate(TreeAccumulator<T>& tree, int64_t first, int64_t count, int64_t elements) {
+  tree.begin();
+  for (int64_t m = first; m < first + count; ++m) {
+    const std::span<T> gradient = tree.current();
+    for (int64_t i = 0; i < elements; ++i) gradient[i] += number<T>(m, i);
+    tree.push();
+  }
+  return tree.finish();
+}
+
+// On every one of dp ranks.
+template <typename T>
+std::vector<std::vector<T>> summed_over(int64_t micro_batches, int dp, int64_t elements) {
+  std::vector<std::vector<T>> results(dp);
+  test::run_ranks(dp, [&](const comm::Group& group) {
+    TreeAccumulator<T> tree(elements);
+    TreeAllReduce<T> all(group, elements, 1);
+    const int64_t count = micro_batches / dp;
+    std::span<T> sum = accumulate(tree, group.rank() * count, count, elements);
+    all.run(std::span<const std::span<T>>(&sum, 1));
+    results[group.rank()].assign(sum.begin(), sum.end());
+  });
+  return results;
+}
+
+TEST(TreeReduceTest, LeftoversAreFoldedFromTheSmallestBlock) {
+  EXPECT_EQ(tree_left(2), 1u);
+  EXPECT_EQ(tree_left(3), 2u);
+  EXPECT_EQ(tree_left(8), 4u);
+  EXPECT_EQ(tree_left(9), 8u);
+  EXPECT_EQ(tree_left(14), 8u);
+  const std::vector<float> v = {1e8f, 3, -1e8f, 5, 7e7f, 1, 2};
+  EXPECT_EQ(tree_sum(std::span<const float>(v)), ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + v[6]));
+  EXPECT_EQ(tree_sum(std::span<const double>()), 0.0);
+}
+
+TEST(TreeReduceTest, AnAccumulatorIsTheTreeForAnyNumberOfMicroBatches) {
+  TreeAccumulator<float> tree(33);
+  for (int64_t n = 1; n <= 40; ++n) {
+    const std::span<float> sum = accumulate(tree, 0, n, 33);
+    EXPECT_EQ(std::vector<float>(sum.begin(), sum.end()), reference<float>(n, 33)) << n;
+  }
+}
+
+TEST(TreeReduceTest, BuffersAreLogarithmicAndKept) {
+  for (int64_t n = 1; n <= 64; ++n) {
+    TreeAccumulator<float> tree(16);
+    accumulate(tree, 0, n, 16);
+    EXPECT_EQ(tree.buffers(), std::bit_width(static_cast<uint64_t>(n))) << n;
+    const float* const first = tree.finish().data();
+    for (int step = 0; step < 3; ++step) EXPECT_EQ(accumulate(tree, 0, n, 16).data(), first);
+    EXPECT_EQ(tree.buffers(), std::bit_width(static_cast<uint64_t>(n))) << n;
+  }
+}
+
+TEST(TreeReduceTest, GradientsStartAtZeroOn64ByteBoundaries) {
+  TreeAccumulator<float> tree(70000);
+  for (int step = 0; step < 2; ++step) {
+    tree.begin();
+    for (int m = 0; m < 5; ++m) {
+      const std::span<float> gradient = tree.current();
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(gradient.data()) % 64, 0u);
+      EXPECT_EQ(tree.current().data(), gradient.data());
+      EXPECT_EQ(std::count(gradient.begin(), gradient.end(), 0.0f), 70000);
+      std::fill(gradient.begin(), gradient.end(), 1.0f);
+      tree.push();
+    }
+    EXPECT_EQ(tree.finish()[69999], 5.0f);
+  }
+}
+
+TEST(TreeReduceTest, AMicroBatchWithoutGradientsStillCounts) {
+  TreeAccumulator<float> tree(1);
+  tree.begin();
+  const auto push = [&](float value) {
+    tree.current()[0] = value;
+    tree.push();
+  };
+  push(1e8f);
+  tree.push();
+  push(3.0f);
+  push(-1e8f);
+  EXPECT_EQ(tree.finish()[0], (1e8f + 0.0f) + (3.0f + -1e8f));
+  tree.begin();
+  EXPECT_THROW(tree.finish(), BugError);
+}
+
+TEST(TreeReduceTest, CutsCoverEverythingAtRoundOffsets) {
+  for (const int ranks : {1, 2, 3, 7})
+    for (const int64_t elements : {0L, 1L, 15L, 100L, 65536L * 7 - 1, 65536L * 7, 65536L * 20 + 5}) {
+      const std::vector<int64_t> cuts = slice_cuts(elements, ranks);
+      ASSERT_EQ(std::ssize(cuts), ranks + 1);
+      EXPECT_EQ(cuts.front(), 0);
+      EXPECT_EQ(cuts.back(), elements);
+      const int64_t unit = elements >= ranks * 65536 ? 65536 : 16;
+      for (int r = 0; r < ranks; ++r) {
+        EXPECT_LE(cuts[r], cuts[r + 1]);
+        EXPECT_TRUE(cuts[r] % unit == 0 || cuts[r] == elements);
+        EXPECT_LE(cuts[r + 1] - cuts[r], (elements + unit - 1) / unit / ranks * unit + unit);
+      }
+    }
+}
+
+TEST(TreeReduceTest, TheTreeFitsOnlyPowersOfTwoPerRank) {
+  EXPECT_TRUE(tree_fits(12, 1));
+  EXPECT_TRUE(tree_fits(12, 3));
+  EXPECT_TRUE(tree_fits(12, 12));
+  EXPECT_FALSE(tree_fits(12, 2));
+  EXPECT_FALSE(tree_fits(12, 4));
+  EXPECT_FALSE(tree_fits(12, 5));
+  EXPECT_FALSE(tree_fits(0, 1));
+}
+
+RC_GTEST_PROP(TreeReduceRanksTest, SumsHaveTheSameBitsForEveryDpThatFits, ()) {
+  const int64_t micro_batches = *rc::gen::inRange<int64_t>(1, 25);
+  const int64_t elements = *rc::gen::element<int64_t>(1, 17, 300);
+  const std::vector<float> expected = reference<float>(micro_batches, elements);
+  int layouts = 0;
+  for (int dp = 1; dp <= std::min<int64_t>(micro_batches, 12); ++dp) {
+    if (!tree_fits(micro_batches, dp)) continue;
+    ++layouts;
+    for (const auto& result : summed_over<float>(micro_batches, dp, elements)) RC_ASSERT(result == expected);
+  }
+  RC_ASSERT(layouts >= 1);
+}
+
+TEST(TreeReduceRanksTest, LargeBuffersAndDoublesToo) {
+  for (const int dp : {1, 2, 4, 8}) {
+    const auto expected = reference<double>(8, 3000);
+    for (const auto& result : summed_over<double>(8, dp, 3000)) EXPECT_EQ(result, expected) << dp;
+  }
+  const auto expected = reference<float>(6, 65536 * 3 + 77);
+  for (const int dp : {1, 3, 6})
+    for (const auto& result : summed_over<float>(6, dp, 65536 * 3 + 77)) EXPECT_EQ(result, expected) << dp;
+}
+
+// dp = edp * ep data-parallel ranks, each with one micro-batch; rank e of the edp group holds the subtrees of its ep sources.
+TEST(TreeReduceRanksTest, SubtreesOfSeveralSourcesPerRankAreOneTree) {
+  const int64_t elements = 500;
+  for (const auto& [edp, ep] : std::vector<std::pair<int, int>>{{1, 4}, {2, 2}, {4, 1}, {2, 4}, {2, 3}, {3, 2}, {1, 6}, {4, 3}}) {
+    const auto expected = reference<float>(edp * ep, elements);
+    test::run_ranks(edp, [&, ep = ep](const comm::Group& group) {
+      std::vector<std::vector<float>> sources(ep, std::vector<float>(elements));
+      std::vector<std::span<float>> subtrees;
+      for (int s = 0; s < ep; ++s) {
+        for (int64_t i = 0; i < elements; ++i) sources[s][i] = number<float>(group.rank() * ep + s, i);
+        subtrees.push_back(sources[s]);
+      }
+      TreeAllReduce<float>(group, elements, ep).run(subtrees);
+      EXPECT_EQ(sources[0], expected) << "edp " << group.size() << ", ep " << ep;
+    });
+  }
+}
+
+}  // namespace
+}  // namespace conclave::parallel
