@@ -21,11 +21,14 @@ Tensor reference(const Tensor& x, const Tensor& weight, double eps) {
   return weight * (x * (x.pow(2).mean(-1, true) + eps).rsqrt());
 }
 
+// Large enough that one column, whose gradient is almost zero, is not all rounding.
+constexpr double kEps = 0.01;
+
 struct Normed {
   Tensor y, rstd;
 };
 
-Normed norm(const Tensor& x, const Tensor& weight, double eps = 1e-5) {
+Normed norm(const Tensor& x, const Tensor& weight, double eps = kEps) {
   Normed out{at::empty_like(x), at::empty({x.size(0)}, x.scalar_type())};
   rms_norm(x, weight, eps, out.y, out.rstd);
   return out;
@@ -38,7 +41,7 @@ TEST(NormTest, EqualsTheReferenceForwardAndBackward) {
       const Tensor dy = random_tensor({rows, columns}, dtype, 3);
       const auto [y, rstd] = norm(x, weight);
       const Tensor x64 = leaf(x), weight64 = leaf(weight);
-      const Tensor y64 = reference(x64, weight64, 1e-5);
+      const Tensor y64 = reference(x64, weight64, kEps);
       expect_close(y, y64, "y");
       y64.backward(dy.to(at::kDouble));
 
