@@ -357,9 +357,8 @@ void adamw(T* __restrict p, T* __restrict m, T* __restrict v, const T* __restric
 }
 
 template <typename T>
-constexpr Loops<T> table(const char* name) {
-  return {name,
-          exp_loop<T>,
+constexpr Loops<T> table() {
+  return {exp_loop<T>,
           sigmoid_loop<T>,
           add<T>,
           dot<T>,

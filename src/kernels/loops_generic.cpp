@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loops for every CPU that runs the program at all.
-#include "kernels/loops.h"
+// The loops for every CPU that runs the program at all. Compiled with its own flags, see CMakeLists.txt.
+#include "kernels/loops_table.h"
 
 namespace conclave::kernels {
 namespace {
@@ -9,19 +9,8 @@ constexpr int kVectorBytes = 16;
 
 #include "kernels/loops.inl"
 
-constexpr Loops<float> kFloat = table<float>("generic");
-constexpr Loops<double> kDouble = table<double>("generic");
-
 }  // namespace
 
-template <>
-const Loops<float>& loops<float>() {
-  return kFloat;
-}
-
-template <>
-const Loops<double>& loops<double>() {
-  return kDouble;
-}
+const LoopSet kGenericLoops{"generic", table<float>(), table<double>()};
 
 }  // namespace conclave::kernels

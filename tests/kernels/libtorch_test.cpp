@@ -10,7 +10,8 @@
 namespace conclave {
 namespace {
 
-// at::parallel_for is inline: compiled without -fopenmp it silently runs on one thread while get_num_threads says otherwise.
+// at::parallel_for is inline: compiled without -fopenmp it silently runs on one thread while get_num_threads says
+// otherwise.
 TEST(LibTorchTest, ParallelForUsesAsManyThreadsAsAsked) {
   for (const int threads : {1, 2, 3}) {
     at::set_num_threads(threads);
