@@ -45,7 +45,12 @@ InputFile::InputFile(std::string path) : path_(std::move(path)) {
   throw DataError("{}: is {}, a regular file is needed; check the path", path_, kind(status_.st_mode));
 }
 
-InputFile::~InputFile() { close(fd_); }
+InputFile::InputFile(InputFile&& other) noexcept
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)), status_(other.status_) {}
+
+InputFile::~InputFile() {
+  if (fd_ >= 0) close(fd_);
+}
 
 int64_t InputFile::modified() const { return nanoseconds(status_.st_mtim); }
 

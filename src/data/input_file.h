@@ -17,8 +17,8 @@ class InputFile {
   // Throws DataError when the file is missing or is a directory, FIFO or device; IoError when it may not be read.
   explicit InputFile(std::string path);
   ~InputFile();
-  InputFile(const InputFile&) = delete;
-  InputFile& operator=(const InputFile&) = delete;
+  InputFile(InputFile&& other) noexcept;
+  InputFile& operator=(InputFile&&) = delete;
 
   const std::string& path() const { return path_; }
   int64_t size() const { return status_.st_size; }  // bytes, when it was opened

@@ -85,6 +85,7 @@ std::vector<Case> cases() {
     all.push_back({"wrong_width_" + std::to_string(code),
                    [code](Pair& p) { p.idx[17] = static_cast<uint8_t>(code); },
                    {"document 1", "x.idx, byte 58"}});
+  all.push_back({"wrong_width_5", [](Pair& p) { p.idx[17] = 5; }, {"document 0", "x.idx, byte 34"}});
   for (const uint64_t count :
        {uint64_t{0}, uint64_t{5}, uint64_t{8}, uint64_t{1} << 31, uint64_t{1} << 32, uint64_t{1} << 60,
         uint64_t{1} << 61, uint64_t{1} << 62, uint64_t{1} << 63, ~uint64_t{0}, ~uint64_t{0} / 12 + 1})
