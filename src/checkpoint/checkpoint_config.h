@@ -14,8 +14,8 @@ struct CheckpointConfig {
   std::string verify = "full";
 
   void fields(auto&& field) {
-    field("every", every, "steps between saves; 0 = only at the end");
-    field("keep_last", keep_last, "checkpoints kept, at least 2");
+    field("every", every, "steps between saves; 0 = only at the end", config::kNotNegative);
+    field("keep_last", keep_last, "checkpoints kept, at least 2", config::kPositive);
     field("resume", resume, "auto, must, never, or the path of a checkpoint");
     field("async", async, "write while training goes on");
     field("verify", verify, "full = every byte is checked before it is used");

@@ -12,9 +12,9 @@ struct SourceConfig {
   double weight = 1.0;
 
   void fields(auto&& field) {
-    field("name", name, "how reports call this source (required)");
-    field("path", path, "token files without .bin/.idx, relative to this YAML file (required)");
-    field("weight", weight, "share of the mixture, relative to the other sources");
+    field("name", name, "how reports call this source", config::kRequired);
+    field("path", path, "token files without .bin/.idx, relative to this YAML file", config::kRequired);
+    field("weight", weight, "share of the mixture, relative to the other sources", config::kPositive);
   }
 };
 
@@ -30,10 +30,10 @@ struct DataConfig {
   void fields(auto&& field) {
     field("train", train, "sources of training tokens, mixed by weight");
     field("valid", valid, "sources of validation tokens, each reported by name");
-    field("seq_len", seq_len, "tokens of a training sequence");
+    field("seq_len", seq_len, "tokens of a training sequence", config::kSize);
     field("packing", packing, "concat = documents end to end, an end-of-document token between them");
     field("document_mask", document_mask, "attention stays inside a document and positions restart");
-    field("seed", seed, "seed of shuffling and mixing");
+    field("seed", seed, "seed of shuffling and mixing", config::kNotNegative);
     field("tokenizer", tokenizer, "tokenizer.json; checked against the token files");
   }
 };

@@ -11,9 +11,9 @@ enum class NormPlacement { kPre, kPost };
 enum class Init { kNormal, kScaled, kMup };
 
 struct ModelConfig {
-  int64_t vocab_size = 0;  // required
-  int64_t hidden_size = 0;  // required
-  int64_t num_layers = 0;  // required
+  int64_t vocab_size = 0;           // required
+  int64_t hidden_size = 0;          // required
+  int64_t num_layers = 0;           // required
   int64_t num_attention_heads = 0;  // required
   std::optional<int64_t> num_key_value_heads;
   std::optional<int64_t> head_dim;
@@ -30,22 +30,23 @@ struct ModelConfig {
   std::optional<std::string> init_from;
 
   void fields(auto&& field) {
-    field("vocab_size", vocab_size, "entries of the vocabulary (required)");
-    field("hidden_size", hidden_size, "width of the residual stream (required)");
-    field("num_layers", num_layers, "transformer blocks (required)");
-    field("num_attention_heads", num_attention_heads, "query heads (required)");
-    field("num_key_value_heads", num_key_value_heads, "key/value heads; null = num_attention_heads");
-    field("head_dim", head_dim, "width of a head; null = hidden_size / num_attention_heads");
-    field("ffn_hidden_size", ffn_hidden_size, "width of dense feed-forward layers; null = 4 * hidden_size");
-    field("max_seq_len", max_seq_len, "longest sequence the model is made for, in tokens");
+    field("vocab_size", vocab_size, "entries of the vocabulary", config::kRequiredSize);
+    field("hidden_size", hidden_size, "width of the residual stream", config::kRequiredSize);
+    field("num_layers", num_layers, "transformer blocks", config::kRequiredLayers);
+    field("num_attention_heads", num_attention_heads, "query heads", config::kRequiredSize);
+    field("num_key_value_heads", num_key_value_heads, "key/value heads; null = num_attention_heads", config::kSize);
+    field("head_dim", head_dim, "width of a head; null = hidden_size / num_attention_heads", config::kSize);
+    field("ffn_hidden_size", ffn_hidden_size, "width of dense feed-forward layers; null = 4 * hidden_size",
+          config::kSize);
+    field("max_seq_len", max_seq_len, "longest sequence the model is made for, in tokens", config::kSize);
     field("qk_norm", qk_norm, "RMSNorm of queries and keys: none, per head, or over the full projection");
     field("qkv_bias", qkv_bias, "bias on the query, key and value projections");
-    field("rope_theta", rope_theta, "base of the rotary position frequencies");
-    field("norm_eps", norm_eps, "epsilon of every RMSNorm");
+    field("rope_theta", rope_theta, "base of the rotary position frequencies", config::kPositive);
+    field("norm_eps", norm_eps, "epsilon of every RMSNorm", config::kPositive);
     field("norm_placement", norm_placement, "pre = before each sub-layer, post = after it");
     field("tie_embeddings", tie_embeddings, "the output head reuses the embedding matrix");
     field("init", init, "normal = init_std everywhere, scaled = residual outputs divided by sqrt(2 * num_layers)");
-    field("init_std", init_std, "standard deviation of initial weights");
+    field("init_std", init_std, "standard deviation of initial weights", config::kPositive);
     field("init_from", init_from, "a checkpoint to start the weights from");
   }
 };

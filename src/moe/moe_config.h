@@ -23,8 +23,8 @@ struct LayerPattern {
   int64_t layer_freq = 1;
 
   void fields(auto&& field) {
-    field("first_k_dense", first_k_dense, "the first layers that stay dense");
-    field("layer_freq", layer_freq, "after those, every n-th layer is MoE");
+    field("first_k_dense", first_k_dense, "the first layers that stay dense", config::kNotNegative);
+    field("layer_freq", layer_freq, "after those, every n-th layer is MoE", config::kSize);
   }
 };
 
@@ -46,9 +46,10 @@ struct RouterConfig {
     field("score", score, "how logits become scores");
     field("score_before_topk", score_before_topk, "score over all experts, then choose; false = over the chosen ones");
     field("norm_topk_prob", norm_topk_prob, "divide the chosen weights by their sum");
-    field("routed_scaling_factor", routed_scaling_factor, "multiplies the weights after normalisation");
-    field("n_group", n_group, "groups of experts for group-limited routing");
-    field("topk_group", topk_group, "groups a token may use");
+    field("routed_scaling_factor", routed_scaling_factor, "multiplies the weights after normalisation",
+          config::kPositive);
+    field("n_group", n_group, "groups of experts for group-limited routing", config::kSize);
+    field("topk_group", topk_group, "groups a token may use", config::kSize);
     field("second", second, "second expert: always (GShard's random second expert is not built)");
     field("dtype", dtype, "arithmetic of logits and scores, at least fp32");
     field("record", record, "write chosen expert ids here");
@@ -65,7 +66,7 @@ struct BalanceLoss {
 
   void fields(auto&& field) {
     field("type", type, "switch = load balance, z = router z-loss");
-    field("coef", coef, "coefficient");
+    field("coef", coef, "coefficient", config::kNotNegative);
     field("level", level, "where expert counts are taken: micro-batch, sequence, or global (counts of the last step)");
     field("convention", convention, "whose scale of the loss");
     field("scope", scope, "layer = each layer its own loss, model = all layers together (transformers)");
@@ -78,7 +79,7 @@ struct BiasConfig {
   bool center = false;
 
   void fields(auto&& field) {
-    field("update_rate", update_rate, "step of the loss-free bias per optimizer step; 0 = off");
+    field("update_rate", update_rate, "step of the loss-free bias per optimizer step; 0 = off", config::kNotNegative);
     field("rule", rule, "sign or proportional");
     field("center", center, "subtract the mean bias after each update");
   }
@@ -106,7 +107,7 @@ struct CapacityConfig {
     field("eval_factor", eval_factor, "the same in evaluation; null = factor");
     field("policy", policy, "order in which tokens are admitted");
     field("renormalize", renormalize, "divide the weights that survive by their sum");
-    field("min", min, "least capacity");
+    field("min", min, "least capacity", config::kSize);
   }
 };
 
@@ -130,7 +131,7 @@ struct DispatchConfig {
 struct MoeConfig {
   bool enabled = true;
   config::IntOrList num_experts = int64_t{8};
-  std::optional<std::string> sets;
+  config::Reserved sets;
   Branch branch = Branch::kSerial;
   int64_t top_k = 2;
   std::optional<int64_t> expert_hidden_size;
@@ -147,21 +148,27 @@ struct MoeConfig {
 
   void fields(auto&& field) {
     field("enabled", enabled, "false = the dense twin: each MoE layer becomes a dense one of width k * width + shared");
-    field("num_experts", num_experts, "routed experts; or a list, one per MoE layer");
-    field("sets", sets, "heterogeneous expert sets");
+    field("num_experts", num_experts, "routed experts; or a list, one per MoE layer", config::kSize);
+    field("sets", sets, "heterogeneous expert sets; not built yet",
+          config::Rule{
+              .unbuilt =
+                  "expert sets of several sizes are not built yet; use num_experts, top_k and expert_hidden_size"});
     field("branch", branch, "serial; parallel = dense FFN beside; residual = from the block input (Arctic)");
-    field("top_k", top_k, "experts for each token");
-    field("expert_hidden_size", expert_hidden_size, "width of an expert; null = model.ffn_hidden_size");
-    field("granularity", granularity, "G: E*G experts of width/G, k*G for each token (ReMoE)");
-    field("num_shared_experts", num_shared_experts, "experts every token uses");
-    field("shared_hidden_size", shared_hidden_size, "total width of the shared expert; null = count * resolved expert width");
+    field("top_k", top_k, "experts for each token",
+          config::Rule{.min = 1, .max = 1e9, .unbuilt = "a schedule of top_k is not built yet; give one number"});
+    field("expert_hidden_size", expert_hidden_size, "width of an expert; null = model.ffn_hidden_size",
+          config::kSize);
+    field("granularity", granularity, "G: E*G experts of width/G, k*G for each token (ReMoE)", config::kSize);
+    field("num_shared_experts", num_shared_experts, "experts every token uses", config::Rule{.min = 0, .max = 1e9});
+    field("shared_hidden_size", shared_hidden_size,
+          "total width of the shared expert; null = count * resolved expert width", config::kSize);
     field("shared_gate", shared_gate, "sigmoid gate on the shared expert (Qwen2-MoE)");
     field("layers", layers, "which layers are MoE");
-    field("router", router, "");
-    field("balance", balance, "");
-    field("capacity", capacity, "");
-    field("experts", experts, "");
-    field("dispatch", dispatch, "");
+    field("router", router, "how tokens choose experts");
+    field("balance", balance, "how load is kept even");
+    field("capacity", capacity, "how many tokens an expert takes");
+    field("experts", experts, "how experts are computed");
+    field("dispatch", dispatch, "how tokens travel to experts");
   }
 };
 

@@ -23,16 +23,17 @@ struct OptimConfig {
 
   void fields(auto&& field) {
     field("type", type, "adamw");
-    field("lr", lr, "peak learning rate");
-    field("min_lr", min_lr, "learning rate at the end of the decay");
-    field("betas", betas, "AdamW's decay rates of the first and second moment");
-    field("eps", eps, "AdamW's epsilon");
-    field("weight_decay", weight_decay, "decoupled weight decay");
+    field("lr", lr, "peak learning rate", config::kPositive);
+    field("min_lr", min_lr, "learning rate at the end of the decay", config::kNotNegative);
+    field("betas", betas, "AdamW's decay rates of the first and second moment", config::kDecayRate);
+    field("eps", eps, "AdamW's epsilon", config::kPositive);
+    field("weight_decay", weight_decay, "decoupled weight decay", config::kNotNegative);
     field("no_decay", no_decay, "kinds of parameters without decay: norm, bias, router_bias, embedding, router");
-    field("grad_clip", grad_clip, "largest global gradient norm; 0 = no clipping");
+    field("grad_clip", grad_clip, "largest global gradient norm; 0 = no clipping", config::kNotNegative);
     field("schedule", schedule, "shape of the learning rate after warm-up");
-    field("warmup", warmup, "linear warm-up: steps, or a share of train.steps");
-    field("decay", decay, "steps of the decay; null = all that follow warm-up (wsd: the last 10%)");
+    field("warmup", warmup, "linear warm-up: steps, or a share of train.steps", config::kNotNegative);
+    field("decay", decay, "steps of the decay; null = all that follow warm-up (wsd: the last 10%)",
+          config::kNotNegative);
   }
 };
 

@@ -24,17 +24,17 @@ struct ParallelConfig {
   std::vector<std::string> rank_order = {"pp", "dp", "cp", "tp"};
 
   void fields(auto&& field) {
-    field("dp", dp, "data-parallel ranks; null = what is left of the world");
-    field("tp", tp, "tensor-parallel ranks");
-    field("ep", ep, "ranks over which the experts of a layer are spread; divides dp * cp * tp");
-    field("etp", etp, "tensor-parallel ranks inside an expert");
-    field("cp", cp, "context-parallel ranks");
-    field("pp", pp, "pipeline stages");
-    field("zero", zero, "sharding of optimizer state over dp: 0 or 1");
+    field("dp", dp, "data-parallel ranks; null = what is left of the world", config::kRanks);
+    field("tp", tp, "tensor-parallel ranks", config::kRanks);
+    field("ep", ep, "ranks over which the experts of a layer are spread; divides dp * cp * tp", config::kRanks);
+    field("etp", etp, "tensor-parallel ranks inside an expert", config::kRanks);
+    field("cp", cp, "context-parallel ranks", config::kRanks);
+    field("pp", pp, "pipeline stages", config::kRanks);
+    field("zero", zero, "sharding of optimizer state over dp: 0 or 1", config::kNotNegative);
     field("sequence_parallel", sequence_parallel, "with tp > 1: norms and routing on token shards");
     field("reduction", reduction, "canonical = bitwise independent of dp and ep; fast = the transport's order");
     field("executor", executor, "how the stages of a step are ordered");
-    field("chunks", chunks, "token chunks of the chunked executor");
+    field("chunks", chunks, "token chunks of the chunked executor", config::kRanks);
     field("rank_order", rank_order, "axes, slowest first");
   }
 };

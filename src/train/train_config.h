@@ -19,14 +19,16 @@ struct TrainConfig {
   std::optional<std::string> distill;
 
   void fields(auto&& field) {
-    field("steps", steps, "optimizer steps of the run");
-    field("global_batch_size", global_batch_size, "sequences in an optimizer step, over all ranks");
-    field("micro_batch_size", micro_batch_size, "sequences a rank holds at a time; divides global_batch_size / dp");
+    field("steps", steps, "optimizer steps of the run", config::kSize);
+    field("global_batch_size", global_batch_size, "sequences in an optimizer step, over all ranks", config::kSize);
+    field("micro_batch_size", micro_batch_size, "sequences a rank holds at a time; divides global_batch_size / dp",
+          config::kSize);
     field("precision", precision, "auto or fp32 (bf16 is not built yet)");
-    field("seed", seed, "seed of initialisation and of every random choice of the model");
+    field("seed", seed, "seed of initialisation and of every random choice of the model", config::kNotNegative);
     field("device", device, "auto or cpu (cuda is not built yet)");
-    field("max_time", max_time, "save and stop with exit code 75 after this time");
-    field("hang_timeout", hang_timeout, "a step longer than this ends the job with exit code 80; 0 = never");
+    field("max_time", max_time, "save and stop with exit code 75 after this time", config::kPositive);
+    field("hang_timeout", hang_timeout, "a step longer than this ends the job with exit code 80; 0 = never",
+          config::kNotNegative);
     field("profile", profile, "trace of the stages");
     field("distill", distill, "teacher run");
   }
@@ -37,8 +39,8 @@ struct EvalConfig {
   int64_t batches = 16;
 
   void fields(auto&& field) {
-    field("every", every, "steps between evaluations; 0 = only at the end");
-    field("batches", batches, "global batches per evaluation and source");
+    field("every", every, "steps between evaluations; 0 = only at the end", config::kNotNegative);
+    field("batches", batches, "global batches per evaluation and source", config::kSize);
   }
 };
 
@@ -47,7 +49,7 @@ struct MetricsConfig {
   bool tensorboard = false;
 
   void fields(auto&& field) {
-    field("every", every, "steps between console lines; metrics.jsonl gets every step");
+    field("every", every, "steps between console lines; metrics.jsonl gets every step", config::kPositive);
     field("tensorboard", tensorboard, "TensorBoard event files");
   }
 };
