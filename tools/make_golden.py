@@ -251,6 +251,13 @@ PEERS = {"small-mixtral": (4, 256, 4, 4, 688, 8, 2, 4096, 8, 256), "small-fine":
          "remoe-182m": (12, 768, 12, 4, 3072, 8, 1, 50304, 1, 1024)}
 
 
+# Where the benchmark model differs from the preset of its name.
+OVERRIDES = {"remoe-182m": [
+    "model.vocab_size=50304", "moe.router.norm_topk_prob=true", "train.global_batch_size=1", "train.micro_batch_size=1",
+    "moe.balance.losses=[{type: switch, coef: 0.001, convention: huggingface, scope: model}]", "optim.lr=1.0e-3",
+    "optim.weight_decay=0.1", "optim.no_decay=[]", "optim.schedule=constant", "optim.warmup=0"]}
+
+
 def write_peer(name, out):
     """First losses of a benchmark model: transformers' own initialisation, one fixed batch, five steps of plain AdamW
     (betas 0.9/0.999, decay on every tensor), auxiliary loss with transformers' default coefficient 0.001."""
@@ -277,7 +284,7 @@ def write_peer(name, out):
     write_json(out / f"{name}.json", {
         "made_by": f"tools/make_golden.py --peer {name}", "torch": torch.__version__.split("+")[0],
         "transformers": transformers.__version__, "weights": f"{name}.safetensors", "config": f"configs/presets/{name}.yaml",
-        "tokens": x.tolist(), "aux_coef": config.router_aux_loss_coef, "total_loss": numbers(losses),
+        "overrides": OVERRIDES.get(name, []), "tokens": x.tolist(), "aux_coef": config.router_aux_loss_coef, "total_loss": numbers(losses),
         "aux_loss": numbers(raw), "grad_norm": numbers(norms)})
     print(name, [float(v) for v in losses])
 
