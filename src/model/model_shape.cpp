@@ -15,15 +15,15 @@ std::vector<bool> moe_pattern(const ModelConfig& model, const moe::MoeConfig& mo
   std::vector<bool> pattern(model.num_layers);
   if (const auto* list = std::get_if<std::vector<int64_t>>(&moe.layers)) {
     if (static_cast<int64_t>(list->size()) != model.num_layers)
-      throw ConfigError("moe.layers has {} entries, model.num_layers is {}: give one 0 or 1 for each layer", list->size(),
-                        model.num_layers);
+      throw ConfigError("moe.layers has {} entries, model.num_layers is {}: give one 0 or 1 for each layer",
+                        list->size(), model.num_layers);
     for (size_t i = 0; i < pattern.size(); ++i) pattern[i] = (*list)[i] != 0;
     return pattern;
   }
   const auto& rule = std::get<moe::LayerPattern>(moe.layers);
   if (rule.layer_freq < 1 || rule.first_k_dense < 0)
-    throw ConfigError("moe.layers: first_k_dense {} must be at least 0 and layer_freq {} at least 1", rule.first_k_dense,
-                      rule.layer_freq);
+    throw ConfigError("moe.layers: first_k_dense {} must be at least 0 and layer_freq {} at least 1",
+                      rule.first_k_dense, rule.layer_freq);
   for (int64_t i = rule.first_k_dense; i < model.num_layers; i += rule.layer_freq) pattern[i] = true;
   return pattern;
 }
@@ -73,8 +73,9 @@ ModelShape model_shape(const ModelConfig& model, const moe::MoeConfig& moe) {
                    .qk_norm = model.qk_norm,
                    .layers = {}};
   if (!model.head_dim && (shape.heads < 1 || shape.hidden % shape.heads != 0))
-    throw ConfigError("model.num_attention_heads {} does not divide model.hidden_size {}: change one or set model.head_dim",
-                      shape.heads, shape.hidden);
+    throw ConfigError(
+        "model.num_attention_heads {} does not divide model.hidden_size {}: change one or set model.head_dim",
+        shape.heads, shape.hidden);
   shape.head_dim = model.head_dim ? *model.head_dim : shape.hidden / shape.heads;
   const auto pattern = moe_pattern(model, moe);
   const size_t moe_layers = std::count(pattern.begin(), pattern.end(), true);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every width of the model after granularity, derived defaults and the dense twin are resolved: plain numbers, from which
-// the transformer is built and parameters and FLOPs are counted.
+// Every width of the model after granularity, derived defaults and the dense twin are resolved: plain numbers, from
+// which the transformer is built and parameters and FLOPs are counted. Nothing here knows ranks or tensors.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +13,15 @@ namespace conclave::model {
 
 struct LayerShape {
   bool moe = false;
-  int64_t ffn_width = 0;       // of the dense FFN; 0 when the layer has none
-  int64_t num_experts = 0;     // E after granularity
-  int64_t top_k = 0;           // k after granularity
-  int64_t expert_width = 0;    // F after granularity
-  int64_t shared_width = 0;    // 0 = no shared expert
+  int64_t ffn_width = 0;     // of the dense FFN, also of one beside the experts; 0 when the layer has none
+  int64_t num_experts = 0;   // E after granularity
+  int64_t top_k = 0;         // k after granularity
+  int64_t expert_width = 0;  // F after granularity
+  int64_t shared_width = 0;  // 0 = no shared expert
   bool shared_gate = false;
   bool residual_dense = false;  // Arctic: a dense FFN of ffn_width beside the experts, which read the block input
+
+  bool operator==(const LayerShape&) const = default;
 };
 
 struct ModelShape {
@@ -35,7 +37,9 @@ struct ModelShape {
   std::vector<LayerShape> layers;
 };
 
-// Requires a validated configuration.
+// Throws ConfigError when the numbers do not fit together (a width that granularity does not divide, more chosen
+// experts than there are, a list of the wrong length). With moe.enabled = false each MoE layer becomes a dense FFN of
+// width k * width + shared (after granularity), plus the width of the dense FFN that stood beside its experts.
 ModelShape model_shape(const ModelConfig& model, const moe::MoeConfig& moe);
 
 }  // namespace conclave::model

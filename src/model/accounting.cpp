@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/accounting.h"
+
+#include <bit>
+
+#include "core/error.h"
+
+namespace conclave::model {
+namespace {
+
+constexpr int64_t kMatrices = 3;  // of a SwiGLU block: gate, up, down
+constexpr int64_t kFloatBytes = 4;
+
+int64_t query_width(const ModelShape& shape) { return shape.heads * shape.head_dim; }
+int64_t key_width(const ModelShape& shape) { return shape.kv_heads * shape.head_dim; }
+int64_t swiglu(const ModelShape& shape, int64_t width) { return kMatrices * shape.hidden * width; }
+int64_t projections(const ModelShape& shape) { return 2 * shape.hidden * (query_width(shape) + key_width(shape)); }
+int64_t router(const ModelShape& shape, const LayerShape& layer) {
+  return shape.hidden * (layer.num_experts + (layer.shared_gate ? 1 : 0));
+}
+
+int64_t norms(const ModelShape& shape, const LayerShape& layer) {
+  // Arctic's experts read the block input through a norm of their own.
+  const int64_t block = (layer.residual_dense ? 3 : 2) * shape.hidden;
+  if (shape.qk_norm == QkNorm::kFull) return block + query_width(shape) + key_width(shape);
+  if (shape.qk_norm == QkNorm::kHead) return block + 2 * shape.head_dim;
+  return block;
+}
+
+LayerParameters layer_parameters(const ModelShape& shape, const LayerShape& layer, Counter counter) {
+  LayerParameters count{.attention = projections(shape),
+                        .norms = 0,
+                        .ffn = swiglu(shape, layer.ffn_width),
+                        .router = 0,
+                        .shared = swiglu(shape, layer.shared_width),
+                        .experts = layer.num_experts * swiglu(shape, layer.expert_width),
+                        .active_experts = layer.top_k * swiglu(shape, layer.expert_width)};
+  if (counter == Counter::kPaper) return count;
+  if (shape.qkv_bias) count.attention += query_width(shape) + 2 * key_width(shape);
+  count.norms = norms(shape, layer);
+  count.router = router(shape, layer);
+  return count;
+}
+
+// Numbers that forward keeps of each token for backward.
+int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, int64_t ep) {
+  const int64_t h = shape.hidden;
+  // Inputs of both residual branches and their normalised copies; q, k, v, attention output, log-sum-exp of each head.
+  const int64_t attention = 4 * h + 2 * query_width(shape) + 2 * key_width(shape) + shape.heads;
+  // Pre-activations of gate and up; their product is cheaper to repeat than to keep.
+  const int64_t widths = layer.ffn_width + layer.shared_width + layer.top_k * layer.expert_width;
+  // Logits, scores, and of each choice its row, weight and id; rows that came from other ranks are kept, local ones are
+  // not.
+  const int64_t routing = layer.moe ? 2 * layer.num_experts + 3 * layer.top_k : 0;
+  const int64_t remote_rows = layer.moe ? layer.top_k * h * (ep - 1) / ep : 0;
+  return attention + 2 * widths + routing + remote_rows + (layer.residual_dense ? h : 0);
+}
+
+}  // namespace
+
+int64_t ParameterCount::experts() const {
+  int64_t sum = 0;
+  for (const auto& layer : layers) sum += layer.experts;
+  return sum;
+}
+
+int64_t ParameterCount::total() const {
+  int64_t sum = embedding + head + final_norm;
+  for (const auto& layer : layers) sum += layer.total();
+  return sum;
+}
+
+int64_t ParameterCount::active() const {
+  int64_t sum = embedding + head + final_norm;
+  for (const auto& layer : layers) sum += layer.active();
+  return sum;
+}
+
+ParameterCount count_parameters(const ModelShape& shape, Counter counter) {
+  ParameterCount count;
+  count.embedding = shape.vocab * shape.hidden;
+  count.head = shape.tied ? 0 : count.embedding;
+  count.final_norm = counter == Counter::kExact ? shape.hidden : 0;
+  for (const auto& layer : shape.layers) count.layers.push_back(layer_parameters(shape, layer, counter));
+  return count;
+}
+
+FlopCount count_flops(const ModelShape& shape, Counter counter, int64_t sequence_length) {
+  FlopCount flops;
+  const int64_t square = 4 * sequence_length * query_width(shape);  // scores and values over all positions
+  for (const auto& layer : shape.layers) {
+    flops.projections += 2 * projections(shape);
+    flops.attention += counter == Counter::kExact ? square / 2 : square;
+    flops.ffn += 2 * swiglu(shape, layer.ffn_width);
+    flops.router += counter == Counter::kExact ? 2 * router(shape, layer) : 0;
+    flops.shared += 2 * swiglu(shape, layer.shared_width);
+    flops.experts += 2 * layer.top_k * swiglu(shape, layer.expert_width);
+  }
+  flops.head = 2 * shape.vocab * shape.hidden;
+  return flops;
+}
+
+int64_t gradient_buffers(const MemoryPlan& plan) {
+  if (plan.dp < 1 || plan.micro_batches % plan.dp != 0)
+    throw ConfigError(
+        "{} micro-batches cannot be shared by {} data-parallel ranks: change train.global_batch_size or "
+        "train.micro_batch_size",
+        plan.micro_batches, plan.dp);
+  if (plan.reduction == parallel::Reduction::kFast) return 1;
+  const auto local = static_cast<uint64_t>(plan.micro_batches / plan.dp);
+  if (!std::has_single_bit(local))
+    throw ConfigError(
+        "parallel.reduction: canonical needs a power of two of micro-batches on each rank, this is {}: change "
+        "train.global_batch_size, or use reduction: fast",
+        local);
+  return std::bit_width(local);  // 1 + log2
+}
+
+RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan) {
+  const int64_t buffers = gradient_buffers(plan);
+  if (plan.ep < 1 || plan.dp % plan.ep != 0)
+    throw ConfigError("parallel.ep {} does not divide the {} data-parallel ranks", plan.ep, plan.dp);
+  int64_t saved = 0;
+  for (size_t i = 0; i < shape.layers.size(); ++i) {
+    if (shape.layers[i].num_experts % plan.ep != 0)
+      throw ConfigError("parallel.ep {} does not divide the {} experts of layer {}", plan.ep,
+                        shape.layers[i].num_experts, i);
+    saved += saved_numbers(shape, shape.layers[i], plan.ep);
+  }
+  const auto count = count_parameters(shape, Counter::kExact);
+  const int64_t local_experts = count.experts() / plan.ep;
+  const int64_t replicated = count.total() - count.experts();
+  // A local expert sees tokens of every rank of its expert group; canonical keeps their gradients apart until the tree
+  // over global micro-batches says in which order to add them.
+  const int64_t sources = plan.reduction == parallel::Reduction::kCanonical ? plan.ep : 1;
+  RankBytes bytes;
+  bytes.parameters = kFloatBytes * (replicated + local_experts);
+  bytes.gradients = kFloatBytes * buffers * (replicated + sources * local_experts);
+  bytes.moments = 2 * bytes.parameters;
+  bytes.activations =
+      kFloatBytes * plan.micro_batch_tokens * (saved + 2 * shape.hidden);  // final norm: input and output
+  return bytes;
+}
+
+}  // namespace conclave::model
