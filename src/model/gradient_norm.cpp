@@ -42,7 +42,7 @@ double GradientNorm::operator()(const Tensor& dense, const Tensor& expert) const
   sums.insert(sums.end(), everywhere.begin(), everywhere.end());
   std::vector<double> ordered;
   for (const size_t i : order_) ordered.push_back(sums[i]);
-  return std::sqrt(tree_sum(ordered));
+  return std::sqrt(tree_sum(std::span<const double>(ordered)));
 }
 
 std::optional<std::string> GradientNorm::non_finite(const Tensor& dense, const Tensor& expert) const {

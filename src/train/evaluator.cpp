@@ -28,8 +28,8 @@ std::vector<Evaluation> evaluate(const model::Transformer& model, const data::Va
     for (int64_t i = 0; i < count; ++i)
       for (int64_t r = 0; r < ranks; ++r) ordered.push_back(all_losses[r * count + i]);
     totals.reduce(mesh.dp());
-    const double counted = tree_sum(all_targets);
-    results.push_back({loader.sources()[s].name(), counted > 0 ? tree_sum(ordered) / counted : 0.0, static_cast<int64_t>(counted),
+    const double counted = tree_sum(std::span<const double>(all_targets));
+    results.push_back({loader.sources()[s].name(), counted > 0 ? tree_sum(std::span<const double>(ordered)) / counted : 0.0, static_cast<int64_t>(counted),
                        totals.layers()});
   }
   return results;

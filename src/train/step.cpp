@@ -65,8 +65,8 @@ void TrainStep::sum_losses(std::span<const double> own_losses, std::span<const d
   std::vector<double> losses(own_losses.size() * mesh_.dp().size()), targets(losses.size());
   mesh_.dp().all_gather(own_losses, std::span<double>(losses));
   mesh_.dp().all_gather(own_targets, std::span<double>(targets));
-  report.targets = tree_sum(targets);
-  report.loss = report.targets > 0 ? tree_sum(losses) / report.targets : 0.0;
+  report.targets = tree_sum(std::span<const double>(targets));
+  report.loss = report.targets > 0 ? tree_sum(std::span<const double>(losses)) / report.targets : 0.0;
 }
 
 Tensor TrainStep::reduced(bool expert) const { return view(expert ? reducer_->expert() : reducer_->dense()); }

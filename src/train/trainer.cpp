@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/trainer.h"
+
+#include <csignal>
+#include <ctime>
+
+#include "config/json.h"
+
+namespace conclave::train {
+
+using checkpoint::Json;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Whether SIGUSR1, SIGTERM or SIGINT is waiting. They are blocked for the whole process, so that a run ends at a step boundary
+// with a checkpoint and no handler touches anything.
+bool stop_signal_waiting() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGUSR1, SIGTERM, SIGINT}) sigaddset(&signals, signal);
+  const timespec now{0, 0};
+  return sigtimedwait(&signals, nullptr, &now) > 0;
+}
+
+}  // namespace
+
+checkpoint::ConfigRecord config_record(const RunConfig& config) {
+  checkpoint::ConfigRecord record;
+  record.model = {{"model", config::to_json(config.model)}, {"moe", config::to_json(config.moe)}};
+  record.training = {{"data", config::to_json(config.data)}, {"optim", config::to_json(config.optim)},
+                     {"train", config::to_json(config.train)}};
+  record.runtime = {{"parallel", config::to_json(config.parallel)}, {"eval", config::to_json(config.eval)},
+                    {"checkpoint", config::to_json(config.checkpoint)}, {"metrics", config::to_json(config.metrics)}};
+  // How tokens travel does not change what the weights mean.
+  record.model["moe"].erase("dispatch");
+  record.model["model"].erase("init_from");
+  return record;
+}
+
+Trainer::Trainer(const TrainerParts& parts) : p_(parts) {
+  resume();
+  first_step_ = step_;
+  const auto file = p_.store.directory().where() / "metrics.jsonl";
+  metrics_ = std::make_unique<Metrics>(p_.config, p_.mesh.world().size(), p_.mesh.world().rank() == 0, file, step_, p_.log);
+  if (restored_.is_object()) metrics_->restore(restored_.at("metrics"));
+}
+
+void Trainer::resume() {
+  checkpoint::ResumeRequest request;
+  request.mode = p_.config.checkpoint.resume;
+  request.config = config_record(p_.config);
+  const auto state = full_state(p_.model, p_.step, p_.mesh, counts_);
+  const auto manifest = p_.store.resume(request, state);
+  if (!manifest) return;
+  const auto& saved = manifest->extra;
+  if (saved.at("data") != p_.batches.fingerprint()) {
+    throw DataError(
+        "the training data is not what this run started with, so its position means nothing\n"
+        "  saved: {}\n  now:   {}\n  Start a new run directory, or restore the token files.",
+        saved.at("data").get<std::string>(), p_.batches.fingerprint());
+  }
+  restore_balance(p_.model, counts_);
+  p_.step.set_updates(saved.at("updates"));
+  step_ = saved_step_ = manifest->step;
+  restored_ = saved;
+}
+
+ExitCode Trainer::run() {
+  start_ = Clock::now();
+  while (step_ < p_.config.train.steps) {
+    one_step();
+    const bool last = step_ == p_.config.train.steps;
+    if (last || due(p_.config.eval.every)) evaluate();
+    if (last || due(p_.config.checkpoint.every)) save();
+    if (!last && should_stop()) {
+      save();
+      p_.log.info("stopped at step {} with a checkpoint; the same command continues (exit code 75)", step_);
+      return ExitCode::kRequeue;
+    }
+  }
+  if (first_step_ == step_) evaluate();
+  return ExitCode::kDone;
+}
+
+void Trainer::one_step() {
+  p_.watchdog.beat(step_ + 1, "step");
+  const auto start = Clock::now();
+  const auto batches = p_.batches.take(step_);
+  const double data_seconds = since(start);
+  const StepReport report = p_.step.run(step_, batches);
+  ++step_;
+  metrics_->step(step_, report, {since(start), data_seconds});
+}
+
+void Trainer::evaluate() {
+  if (p_.validation == nullptr || evaluated_step_ == step_) return;
+  p_.watchdog.beat(step_, "evaluation");
+  last_evaluation_ = train::evaluate(p_.model, *p_.validation, p_.mesh);
+  evaluated_step_ = step_;
+  std::string line = fmt::format("eval step {}", step_);
+  for (const auto& result : last_evaluation_) {
+    line += fmt::format(" {} {:.4f}", result.source, result.loss);
+    metrics_->evaluation(step_, result.source, result.loss, result.targets);
+  }
+  p_.log.info(line);
+}
+
+void Trainer::save() {
+  if (saved_step_ == step_) return;
+  p_.watchdog.beat(step_, "save");
+  checkpoint::SaveContents contents;
+  contents.step = step_;
+  contents.samples = step_ * p_.config.train.global_batch_size;
+  contents.tokens = contents.samples * p_.config.data.seq_len;
+  contents.environment = p_.environment;
+  contents.layout = {{"world", p_.mesh.world().size()}, {"dp", p_.mesh.dp().size()}, {"ep", p_.mesh.ep().size()}};
+  contents.config = config_record(p_.config);
+  contents.extra = {{"updates", p_.step.updates()}, {"data", p_.batches.fingerprint()}, {"metrics", metrics_->json()}};
+  const auto saved = p_.store.save(contents, full_state(p_.model, p_.step, p_.mesh, counts_));
+  saved_step_ = step_;
+  p_.log.info("saved step {} ({:.1f} MB in {:.2f}s) state {} {}", step_, static_cast<double>(saved.bytes) / 1e6, saved.seconds,
+              checkpoint::hex(saved.state), saved.folder.string());
+}
+
+bool Trainer::should_stop() const {
+  const auto& limit = p_.config.train.max_time;
+  std::vector<int32_t> stop{stop_signal_waiting() || (limit && seconds() >= limit->seconds)};
+  p_.mesh.world().all_reduce(std::span<int32_t>(stop), comm::Reduce::kMax);
+  return stop[0] != 0;
+}
+
+double Trainer::seconds() const { return since(start_); }
+
+}  // namespace conclave::train
