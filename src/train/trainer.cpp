@@ -122,7 +122,7 @@ void Trainer::save() {
   const auto saved = p_.store.save(contents, full_state(p_.model, p_.step, p_.mesh, counts_));
   saved_step_ = step_;
   p_.log.info("saved step {} ({:.1f} MB in {:.2f}s) state {} {}", step_, static_cast<double>(saved.bytes) / 1e6, saved.seconds,
-              checkpoint::hex(saved.state), saved.folder.string());
+              saved.state.hex(), saved.folder.string());
 }
 
 bool Trainer::should_stop() const {

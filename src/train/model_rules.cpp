@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "config/fields.h"
+#include "train/config_rules.h"
+
+namespace conclave::train {
+namespace {
+
+// False for a divisor of zero, which stands for a value that was not given.
+bool divides(int64_t divisor, int64_t value) { return divisor > 0 && value % divisor == 0; }
+
+void check_layer_lists(const RunConfig& config, Rules& rules) {
+  const moe::MoeConfig& moe = config.moe;
+  const int64_t layers = config.model.num_layers;
+  if (const auto* list = std::get_if<std::vector<int64_t>>(&moe.layers)) {
+    rules.require(
+        static_cast<int64_t>(list->size()) == layers, {"moe.layers", "model.num_layers"},
+        fmt::format("has {} entries, but the model has {} layers; give one 0 or 1 for each", list->size(), layers));
+    rules.require(std::all_of(list->begin(), list->end(), [](int64_t flag) { return flag == 0 || flag == 1; }),
+                  {"moe.layers"}, "every entry must be 0 (dense) or 1 (mixture of experts)");
+  }
+  const int64_t moe_layers = count_moe_layers(config);
+  rules.warn_if(moe.enabled && moe_layers == 0 && layers > 0, {"moe.layers", "moe.layers.first_k_dense"},
+                "no layer is a mixture of experts; moe.enabled: false says so more clearly");
+  if (const auto* experts = std::get_if<std::vector<int64_t>>(&moe.num_experts)) {
+    rules.require(
+        static_cast<int64_t>(experts->size()) == moe_layers, {"moe.num_experts", "moe.layers", "model.num_layers"},
+        fmt::format("has {} entries, but {} layers are MoE; give one number for each", experts->size(), moe_layers));
+  }
+}
+
+// Least number of experts of any layer, before granularity.
+int64_t least_experts(const moe::MoeConfig& moe) {
+  if (const int64_t* one = std::get_if<int64_t>(&moe.num_experts)) return *one;
+  const auto& list = std::get<std::vector<int64_t>>(moe.num_experts);
+  return list.empty() ? 1 : *std::min_element(list.begin(), list.end());
+}
+
+void check_experts(const RunConfig& config, Rules& rules) {
+  const moe::MoeConfig& moe = config.moe;
+  const int64_t experts = least_experts(moe);
+  rules.require(moe.top_k <= experts, {"moe.top_k", "moe.num_experts"},
+                fmt::format("{} experts for each token, but a layer has only {}", moe.top_k, experts));
+  const int64_t width =
+      moe.expert_hidden_size.value_or(config.model.ffn_hidden_size.value_or(4 * config.model.hidden_size));
+  rules.require(
+      divides(moe.granularity, width), {"moe.granularity", "moe.expert_hidden_size", "model.ffn_hidden_size"},
+      fmt::format("experts of width {} cannot be cut into {} equal parts ({} % {} = {})", width, moe.granularity, width,
+                  moe.granularity, moe.granularity > 0 ? width % moe.granularity : 0));
+  rules.require(moe.num_shared_experts > 0 || !moe.shared_hidden_size, {"moe.shared_hidden_size"},
+                "there is no shared expert; set moe.num_shared_experts or remove this");
+  rules.require(moe.num_shared_experts > 0 || !moe.shared_gate, {"moe.shared_gate"},
+                "there is no shared expert to gate; set moe.num_shared_experts or false");
+}
+
+void check_router(const RunConfig& config, Rules& rules) {
+  const moe::RouterConfig& router = config.moe.router;
+  const bool normalised_already = !router.score_before_topk && router.score == moe::Score::kSoftmax;
+  rules.warn_if(router.norm_topk_prob && normalised_already, {"moe.router.norm_topk_prob"},
+                "has no effect: a softmax over the chosen experts (score_before_topk: false) sums to 1 already");
+  const int64_t chosen = config.moe.top_k * config.moe.granularity;
+  rules.warn_if(chosen == 1 && (router.norm_topk_prob || normalised_already) && config.moe.enabled,
+                {"moe.router.norm_topk_prob", "moe.router.score_before_topk", "moe.top_k"},
+                "with one expert for each token the renormalised weight is always 1, so the router learns from the "
+                "auxiliary losses only; use score_before_topk: true and norm_topk_prob: false");
+}
+
+void check_losses(const RunConfig& config, Rules& rules) {
+  const std::vector<moe::BalanceLoss>& losses = config.moe.balance.losses;
+  for (size_t i = 0; i < losses.size(); ++i) {
+    const moe::BalanceLoss& loss = losses[i];
+    const std::string path = fmt::format("moe.balance.losses[{}]", i);
+    const moe::BalanceLoss defaults;
+    if (loss.type == moe::LossType::kZ) {
+      rules.warn_if(
+          loss.level != defaults.level || loss.convention != defaults.convention || loss.scope != defaults.scope,
+          {path}, "level, convention and scope have no effect on a z-loss");
+      continue;
+    }
+    const std::string convention(config::enum_name(loss.convention));
+    const bool counts_all_choices =
+        loss.convention == moe::Convention::kMegatron || loss.convention == moe::Convention::kDeepseek;
+    rules.require(
+        loss.level == moe::Level::kMicro || counts_all_choices, {path + ".level", path + ".convention"},
+        fmt::format("the convention '{}' is defined for level micro only; use megatron or deepseek", convention));
+    rules.require(
+        loss.scope == moe::Scope::kLayer || loss.convention == moe::Convention::kHuggingface,
+        {path + ".scope", path + ".convention"},
+        fmt::format("scope model is what transformers does; it needs convention huggingface, not '{}'", convention));
+  }
+}
+
+void check_capacity(const RunConfig& config, Rules& rules) {
+  const moe::CapacityConfig& capacity = config.moe.capacity;
+  rules.require(!capacity.factor || *capacity.factor > 0, {"moe.capacity.factor"},
+                "must be greater than 0; null takes every token (dropless)");
+  rules.require(!capacity.eval_factor || *capacity.eval_factor > 0, {"moe.capacity.eval_factor"},
+                "must be greater than 0; null takes moe.capacity.factor");
+  rules.warn_if(capacity.renormalize && !capacity.factor, {"moe.capacity.renormalize"},
+                "has no effect without moe.capacity.factor: nothing is dropped");
+}
+
+}  // namespace
+
+void check_model(const RunConfig& config, Rules& rules) {
+  const model::ModelConfig& model = config.model;
+  const int64_t heads = model.num_attention_heads;
+  const int64_t kv_heads = model.num_key_value_heads.value_or(heads);
+  rules.require(divides(kv_heads, heads), {"model.num_key_value_heads", "model.num_attention_heads"},
+                fmt::format("{} attention heads cannot share {} key/value heads evenly; use a divisor of {}", heads,
+                            kv_heads, heads));
+  rules.require(model.head_dim || divides(heads, model.hidden_size), {"model.num_attention_heads", "model.hidden_size"},
+                fmt::format("hidden_size {} is not a multiple of {} heads; change one, or give model.head_dim",
+                            model.hidden_size, heads));
+  const int64_t head_dim = model.head_dim.value_or(divides(heads, model.hidden_size) ? model.hidden_size / heads : 0);
+  rules.require(
+      head_dim % 2 == 0, {"model.head_dim", "model.num_attention_heads", "model.hidden_size"},
+      fmt::format("rotary positions turn pairs of numbers, so the head width must be even, not {}", head_dim));
+}
+
+void check_moe(const RunConfig& config, Rules& rules) {
+  check_layer_lists(config, rules);
+  check_experts(config, rules);
+  check_router(config, rules);
+  check_losses(config, rules);
+  check_capacity(config, rules);
+}
+
+}  // namespace conclave::train

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <set>
+
+#include "config/suggest.h"
+#include "train/config_rules.h"
+
+namespace conclave::train {
+namespace {
+
+using Sources = std::vector<data::SourceConfig>;
+
+void check_sources(const Sources& sources, const std::string& path, Rules& rules) {
+  std::set<std::string> names;
+  for (size_t i = 0; i < sources.size(); ++i) {
+    rules.require(names.insert(sources[i].name).second, {fmt::format("{}[{}].name", path, i)},
+                  fmt::format("'{}' names two sources; reports need different names", sources[i].name));
+  }
+}
+
+void check_data(const RunConfig& config, Rules& rules) {
+  const data::DataConfig& data = config.data;
+  rules.require(!rules.training() || !data.train.empty(), {"data.train"},
+                "no training data; give at least one {name, path} (made by `conclave data tokenize`)");
+  check_sources(data.train, "data.train", rules);
+  check_sources(data.valid, "data.valid", rules);
+  rules.require(data.seq_len <= config.model.max_seq_len, {"data.seq_len", "model.max_seq_len"},
+                fmt::format("sequences of {} tokens, but the model is made for at most {} (model.max_seq_len)",
+                            data.seq_len, config.model.max_seq_len));
+}
+
+void check_optim(const RunConfig& config, Rules& rules) {
+  const optim::OptimConfig& optim = config.optim;
+  const int64_t steps = config.train.steps;
+  rules.require(optim.betas.size() == 2, {"optim.betas"},
+                fmt::format("needs two numbers, such as [0.9, 0.95], not {}", optim.betas.size()));
+  rules.require(optim.min_lr <= optim.lr, {"optim.min_lr", "optim.lr"},
+                fmt::format("min_lr {} is greater than lr {}", optim.min_lr, optim.lr));
+  const std::vector<std::string> kinds = {"norm", "bias", "router_bias", "embedding", "router"};
+  for (size_t i = 0; i < optim.no_decay.size(); ++i) {
+    const std::string& kind = optim.no_decay[i];
+    rules.require(std::find(kinds.begin(), kinds.end(), kind) != kinds.end(), {fmt::format("optim.no_decay[{}]", i)},
+                  fmt::format("unknown kind of parameter '{}'{}; one of: {}", kind, config::did_you_mean(kind, kinds),
+                              fmt::join(kinds, ", ")));
+  }
+  const int64_t warmup = optim.warmup.of(steps);
+  rules.require(
+      warmup <= steps, {"optim.warmup", "train.steps"},
+      fmt::format("warm-up of {} steps in a run of {}; shorten it, or give a share such as 1%", warmup, steps));
+  const int64_t decay = optim.decay ? optim.decay->of(steps) : 0;
+  rules.require(
+      warmup > steps || decay <= steps - warmup, {"optim.decay", "optim.warmup", "train.steps"},
+      fmt::format("a decay of {} steps after a warm-up of {} does not fit into {} steps", decay, warmup, steps));
+}
+
+// A mistyped word would be taken for the path of a checkpoint.
+void check_resume(const RunConfig& config, Rules& rules) {
+  const std::string& resume = config.checkpoint.resume;
+  const std::vector<std::string> words = {"auto", "must", "never"};
+  if (std::find(words.begin(), words.end(), resume) != words.end()) return;
+  rules.require(resume.find('/') != std::string::npos, {"checkpoint.resume"},
+                fmt::format("unknown value '{}'{}; auto, must, never, or a path with a '/'", resume,
+                            config::did_you_mean(resume, words)));
+}
+
+void require_file(const std::filesystem::path& file, const std::string& key, const std::string& advice, Rules& rules) {
+  std::error_code error;
+  rules.require(std::filesystem::is_regular_file(file, error), {key},
+                fmt::format("no file {}; {}", file.string(), advice));
+}
+
+void make_absolute(std::string& path, const std::string& key, const Rules& rules) {
+  if (path.empty()) return;
+  path = std::filesystem::absolute(rules.directory_of(key) / path).lexically_normal().string();
+}
+
+void resolve_sources(Sources& sources, const std::string& path, Rules& rules) {
+  const std::string advice = "make it with `conclave data tokenize`; the path is the name without .bin and .idx";
+  for (size_t i = 0; i < sources.size(); ++i) {
+    const std::string key = fmt::format("{}[{}].path", path, i);
+    make_absolute(sources[i].path, key, rules);
+    if (!rules.options().check_files) continue;
+    require_file(sources[i].path + ".bin", key, advice, rules);
+    require_file(sources[i].path + ".idx", key, advice, rules);
+  }
+}
+
+}  // namespace
+
+void check_training(const RunConfig& config, Rules& rules) {
+  check_data(config, rules);
+  check_optim(config, rules);
+  check_resume(config, rules);
+  rules.require(config.checkpoint.keep_last >= 2, {"checkpoint.keep_last"},
+                "must be at least 2: a crash during a save needs the one before");
+}
+
+void resolve_paths(RunConfig& config, Rules& rules) {
+  resolve_sources(config.data.train, "data.train", rules);
+  resolve_sources(config.data.valid, "data.valid", rules);
+  if (!config.data.tokenizer) return;
+  make_absolute(*config.data.tokenizer, "data.tokenizer", rules);
+  if (rules.options().check_files) {
+    require_file(*config.data.tokenizer, "data.tokenizer", "make it with `conclave data tokenize`", rules);
+  }
+}
+
+}  // namespace conclave::train

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// Keys of the normative YAML whose feature is not built yet. They are refused with the reason, never ignored; the work
+// that builds a feature deletes its line here.
+#include "config/fields.h"
+#include "train/config_rules.h"
+
+namespace conclave::train {
+namespace {
+
+template <typename E>
+void only(Rules& rules, const std::string& key, E value, std::initializer_list<E> built) {
+  if (std::find(built.begin(), built.end(), value) != built.end()) return;
+  std::vector<std::string> names;
+  for (const E known : built) names.emplace_back(config::enum_name(known));
+  rules.unbuilt(true, key, fmt::format("'{}'; built so far: {}", config::enum_name(value), fmt::join(names, ", ")));
+}
+
+void check_model_keys(const RunConfig& config, Rules& rules) {
+  const model::ModelConfig& model = config.model;
+  only(rules, "model.norm_placement", model.norm_placement, {model::NormPlacement::kPre});
+  only(rules, "model.init", model.init, {model::Init::kNormal, model::Init::kScaled});
+  rules.unbuilt(model.init_from.has_value(), "model.init_from", "starting from a checkpoint or a dense run");
+}
+
+void check_moe_keys(const RunConfig& config, Rules& rules) {
+  const moe::MoeConfig& moe = config.moe;
+  only(rules, "moe.branch", moe.branch, {moe::Branch::kSerial});
+  rules.one_of("moe.router.type", moe.router.type, {"topk"}, {"expert_choice", "relu", "hash", "sinkhorn", "base"});
+  rules.unbuilt(moe.router.n_group != 1, "moe.router.n_group", "group-limited routing; leave it at 1");
+  rules.unbuilt(moe.router.topk_group != 1, "moe.router.topk_group", "group-limited routing; leave it at 1");
+  rules.one_of("moe.router.second", moe.router.second, {"always"}, {"random"});
+  rules.one_of("moe.router.dtype", moe.router.dtype, {"fp32"}, {"fp64"});
+  rules.unbuilt(moe.router.record.has_value(), "moe.router.record", "recording expert ids");
+  rules.unbuilt(moe.router.replay.has_value(), "moe.router.replay", "replaying expert ids");
+  only(rules, "moe.capacity.policy", moe.capacity.policy, {moe::DropPolicy::kPosition, moe::DropPolicy::kScore});
+  rules.one_of("moe.experts.backend", moe.experts.backend, {"auto"});
+  only(rules, "moe.dispatch.type", moe.dispatch.type,
+       {moe::DispatchType::kAuto, moe::DispatchType::kLocal, moe::DispatchType::kAllToAll});
+  only(rules, "moe.dispatch.backward_rows", moe.dispatch.backward_rows, {moe::BackwardRows::kKeep});
+  rules.one_of("moe.dispatch.payload", moe.dispatch.payload, {"same"}, {"bf16", "fp8"});
+}
+
+void check_parallel_keys(const RunConfig& config, Rules& rules) {
+  const parallel::ParallelConfig& mesh = config.parallel;
+  rules.unbuilt(mesh.tp != 1, "parallel.tp", "tensor parallelism; use dp and ep");
+  rules.unbuilt(mesh.etp != 1, "parallel.etp", "tensor parallelism inside experts; use ep");
+  rules.unbuilt(mesh.cp != 1, "parallel.cp", "context parallelism; use dp and ep");
+  rules.unbuilt(mesh.pp != 1, "parallel.pp", "pipeline parallelism; use dp and ep");
+  rules.require(mesh.zero == 0 || mesh.zero == 1, {"parallel.zero"}, "must be 0 or 1");
+  rules.unbuilt(mesh.zero == 1, "parallel.zero", "sharding of optimizer state; set 0");
+  only(rules, "parallel.executor", mesh.executor, {parallel::ExecutorType::kSequential});
+  rules.unbuilt(mesh.rank_order != parallel::ParallelConfig().rank_order, "parallel.rank_order",
+                "other orders than [pp, dp, cp, tp]");
+}
+
+}  // namespace
+
+void check_unbuilt(const RunConfig& config, Rules& rules) {
+  check_model_keys(config, rules);
+  check_moe_keys(config, rules);
+  check_parallel_keys(config, rules);
+  rules.one_of("data.packing", config.data.packing, {"concat"}, {"best_fit", "pad"});
+  rules.one_of("optim.type", config.optim.type, {"adamw"}, {"adam", "sgd", "lion", "muon", "adafactor"});
+  rules.one_of("train.precision", config.train.precision, {"auto", "fp32"}, {"bf16", "fp16", "fp8"});
+  rules.one_of("train.device", config.train.device, {"auto", "cpu"}, {"cuda"});
+  rules.unbuilt(config.train.profile.has_value(), "train.profile", "stage traces");
+  rules.unbuilt(config.train.distill.has_value(), "train.distill", "distillation");
+  rules.unbuilt(config.checkpoint.async, "checkpoint.async", "saving while training goes on; set false");
+  rules.one_of("checkpoint.verify", config.checkpoint.verify, {"full"}, {"sizes", "none"});
+  rules.unbuilt(config.metrics.tensorboard, "metrics.tensorboard", "TensorBoard files; metrics.jsonl has every value");
+  rules.one_of("memory.recompute", config.memory.recompute, {"none"}, {"selective", "full"});
+  rules.one_of("comm.backend", config.comm.backend, {"auto", "mpi"}, {"nccl", "ucc"});
+  rules.one_of("comm.progress", config.comm.progress, {"poll"}, {"thread"});
+}
+
+}  // namespace conclave::train
