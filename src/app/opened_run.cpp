@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "app/opened_run.h"
+
+#include <cstdlib>
+
+#include "checkpoint/resume.h"
+#include "train/run_state.h"
+
+namespace conclave::app {
+
+model::TransformerConfig transformer_config(const train::RunConfig& config) {
+  return {.model = config.model, .moe = config.moe, .document_mask = config.data.document_mask,
+          .seed = static_cast<uint64_t>(config.train.seed)};
+}
+
+text::Tokenizer open_tokenizer(const train::RunConfig& config) {
+  if (!config.data.tokenizer) {
+    throw ConfigError("data.tokenizer is not set: text cannot become tokens\n  Name a tokenizer.json, or `bytes`.");
+  }
+  return text::Tokenizer::load(*config.data.tokenizer);
+}
+
+int rank_threads(int cores) {
+  const char* wanted = std::getenv("OMP_NUM_THREADS");
+  const int number = wanted ? std::atoi(wanted) : 0;
+  return number > 0 ? number : std::max(1, cores);
+}
+
+OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, Log& log) {
+  const auto file = run / "config.resolved.yaml";
+  if (!std::filesystem::exists(file)) {
+    throw UsageError("{} is not the directory of a run: it has no config.resolved.yaml\n  Give the directory that `conclave train --run` used.",
+                     run.string());
+  }
+  OpenedRun opened;
+  const std::vector<config::Override> overrides{
+      {config::Override::Kind::kUnset, "parallel.dp"},
+      {config::Override::Kind::kSet, "parallel.ep=1"},
+      {config::Override::Kind::kSet, "parallel.reduction=fast"},
+      {config::Override::Kind::kSet, fmt::format("train.global_batch_size={}", world.size())},
+      {config::Override::Kind::kSet, "train.micro_batch_size=1"}};
+  opened.config = train::load_config(file, overrides, {world.size(), train::Purpose::kTrain, false}).config;
+  opened.mesh = parallel::Mesh(world, parallel::mesh_sizes(opened.config.parallel, world.size()));
+  opened.model = std::make_unique<model::Transformer>(transformer_config(opened.config), opened.mesh.ep());
+  checkpoint::ResumeRequest request;
+  request.check_config = false;
+  request.load.allow_extra_keys = true;
+  std::vector<std::vector<int64_t>> counts;
+  auto state = train::weight_state(*opened.model, opened.mesh);
+  for (auto& entry : train::balance_state(*opened.model, opened.mesh, counts)) state.push_back(entry);
+  opened.step = checkpoint::load_newest(world, run, request, state, log).manifest.step;
+  train::restore_balance(*opened.model, counts);
+  return opened;
+}
+
+}  // namespace conclave::app

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "app/train_command.h"
+
+#include <ATen/Parallel.h>
+#include <malloc.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+
+#include "app/config_options.h"
+#include "app/opened_run.h"
+#include "app/version.h"
+#include "comm/world.h"
+#include "kernels/row_invariance.h"
+#include "train/run_report.h"
+
+namespace conclave::app {
+namespace {
+
+struct TrainOptions {
+  ConfigOptions config;
+  std::string run;
+};
+
+// Signals that end a run at the next step boundary, see Trainer. Blocked before any thread exists, so that all inherit it.
+void block_stop_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGUSR1, SIGTERM, SIGINT}) sigaddset(&signals, signal);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+}
+
+// Activations are freed and made again every micro-batch: keep their pages instead of returning and zeroing them each time.
+void keep_memory() {
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, -1);
+}
+
+void require_canonical(const train::RunConfig& config, int threads) {
+  if (config.parallel.reduction != parallel::Reduction::kCanonical) return;
+  const auto obstacle = kernels::canonical_obstacle(threads);
+  if (obstacle.empty()) return;
+  throw ConfigError("parallel.reduction: canonical cannot keep its promise on this machine: {}\n  Use parallel.reduction: fast.", obstacle);
+}
+
+data::LoaderOptions loader_options(const train::RunConfig& config, const parallel::Mesh& mesh) {
+  data::ExpectedTokens expected{config.model.vocab_size, ""};
+  if (config.data.tokenizer) {
+    const auto tokenizer = open_tokenizer(config);
+    expected.tokenizer_hash = tokenizer.hash();
+    if (tokenizer.vocab_size() > config.model.vocab_size) {
+      throw ConfigError("model.vocab_size is {}, but the tokenizer {} has {} entries\n  Set model.vocab_size to at least {}.",
+                        config.model.vocab_size, *config.data.tokenizer, tokenizer.vocab_size(), tokenizer.vocab_size());
+    }
+  }
+  return {.data = config.data, .expected = expected, .micro_batch_size = config.train.micro_batch_size,
+          .global_batch_size = config.train.global_batch_size, .dp_rank = mesh.dp().rank(), .dp_size = mesh.dp().size()};
+}
+
+int train_in(comm::World& world, const TrainOptions& options) {
+  const auto loaded = train::load_config(options.config.file, options.config.overrides,
+                                         {world.size(), train::Purpose::kTrain, true});
+  const train::RunConfig& config = loaded.config;
+  const std::filesystem::path where =
+      options.run.empty() ? std::filesystem::path("runs") / std::filesystem::path(options.config.file).stem() : std::filesystem::path(options.run);
+  const auto log = make_log(world.rank());
+  const int threads = rank_threads(world.cores());
+  at::set_num_threads(threads);
+  require_canonical(config, threads);
+  const auto group = world.group(config.comm.backend);
+  const parallel::Mesh mesh(group, parallel::mesh_sizes(config.parallel, group.size()));
+  data::BatchLoader batches(loader_options(config, mesh));
+  std::optional<data::ValidationLoader> validation;
+  if (!config.data.valid.empty()) validation.emplace(loader_options(config, mesh), config.eval.batches);
+
+  const char* failpoint_text = std::getenv("CONCLAVE_FAILPOINTS");
+  Failpoints failpoints(failpoint_text ? failpoint_text : "", group.rank());
+  checkpoint::Store store(group, where, {.keep_last = config.checkpoint.keep_last}, failpoints, *log);
+  add_log_file(*log, where / "logs", group.rank());
+  const train::Surroundings around{kVersion, world.hosts(), group.transport_name(), threads, where};
+  const auto environment = train::environment(config, mesh, around);
+  store.directory().write(group, "config.resolved.yaml", train::to_yaml(config));
+  store.directory().write(group, "env.json", environment.dump(2) + "\n");
+  log->info("{}", train::startup_block(config, mesh, batches, around));
+  for (const auto& warning : loaded.warnings) log->warn("warning: {}", warning);
+
+  comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank());
+  model::Transformer model(transformer_config(config), mesh.ep());
+  train::TrainStep step(config, mesh, model, failpoints);
+  train::Trainer trainer({config, mesh, model, step, batches, validation ? &*validation : nullptr, store, environment, watchdog,
+                          failpoints, *log});
+  const ExitCode code = trainer.run();
+  if (code == ExitCode::kDone) log->info("{}", train::end_block(trainer, config, around));
+  return static_cast<int>(code);
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app, std::function<int()>& run) {
+  const auto options = std::make_shared<TrainOptions>();
+  auto* command = app.add_subcommand("train", "train a model, from its newest checkpoint if there is one");
+  add_config_options(*command, options->config);
+  command->add_option("--run", options->run, "directory of the run: checkpoints, metrics, logs (default: runs/NAME of CONFIG)");
+  command->footer(
+      "Example: two ranks, experts spread over both; repeat the command to continue after a crash\n"
+      "  launch/run 2 configs/quickstart.yaml --run runs/first --set train.steps=200");
+  command->callback([options, &run] {
+    run = [options] {
+      block_stop_signals();
+      keep_memory();
+      return comm::run_world([&](comm::World& world) { return world.run([&] { return train_in(world, *options); }); });
+    };
+  });
+}
+
+}  // namespace conclave::app
