@@ -89,8 +89,9 @@ std::vector<Case> cases() {
   for (const uint64_t count :
        {uint64_t{0}, uint64_t{5}, uint64_t{8}, uint64_t{1} << 31, uint64_t{1} << 32, uint64_t{1} << 60,
         uint64_t{1} << 61, uint64_t{1} << 62, uint64_t{1} << 63, ~uint64_t{0}, ~uint64_t{0} / 12 + 1})
-    all.push_back(
-        {"sequence_count_" + std::to_string(count), [count](Pair& p) { p.set(18, count); }, {"x.idx, byte "}});
+    all.push_back({"sequence_count_" + std::to_string(count),
+                   [count](Pair& p) { p.set(18, count); },
+                   {"x.idx, byte ", count == 5 ? "document index" : "sequence count is"}});
   for (const uint64_t count : {uint64_t{0}, uint64_t{1}, uint64_t{4}, uint64_t{6}, uint64_t{1} << 32, uint64_t{1} << 60,
                                uint64_t{1} << 61, (uint64_t{1} << 61) + 5, uint64_t{1} << 63, ~uint64_t{0}})
     all.push_back(

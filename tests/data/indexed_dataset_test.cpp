@@ -328,6 +328,17 @@ TEST(IndexedWriterTest, ReplacesAnOlderDatasetAndForgetsItsScan) {
   EXPECT_EQ(IndexedReader(directory / "x").tokens(), 15);
 }
 
+TEST(IndexedWriterTest, AFailedRenameLeavesNoOldIndexBesideNewTokens) {
+  const TemporaryDirectory directory;
+  write_counting(directory / "x", 100);
+  fs::remove(directory / "x.json");
+  fs::create_directory(directory / "x.json");  // no file can take this name
+  IndexedWriter writer(directory / "x", 16);
+  writer.add_document(golden_documents()[0]);
+  EXPECT_THAT(message_of([&] { writer.finish({}); }, ExitCode::kIo), HasSubstr("x.json.tmp"));
+  EXPECT_FALSE(fs::exists(directory / "x.idx"));
+}
+
 TEST(IndexedWriterTest, RefusesASecondWriterOfTheSameFiles) {
   const TemporaryDirectory directory;
   IndexedWriter first(directory / "x", 16);

@@ -32,12 +32,13 @@ TEST(MixtureGolden, DrawsInTheOrderOfMegatron) {
   EXPECT_THAT(samples, ElementsAre(0, 0, 1, 2, 1, 3, 4, 2, 5, 6));
 }
 
+// Later on, rounding to 2^-20 decides near ties differently.
 TEST(MixtureGolden, RoundedWeightsBeginAsMegatronsGreedyRule) {
   const std::vector<double> weights = {0.1234567, 0.5123001, 0.0765433, 0.2876999};
   const Mixture mixture(weights);
   EXPECT_EQ(mixture.period(), 1 << 20);
   std::vector<double> taken(weights.size());
-  for (int64_t n = 0; n < 2000; ++n) {
+  for (int64_t n = 0; n < 500; ++n) {
     size_t best = 0;
     for (size_t i = 1; i < weights.size(); ++i) {
       const double t = std::max<double>(static_cast<double>(n), 1);
