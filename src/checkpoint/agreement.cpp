@@ -32,15 +32,24 @@ Outcome outcome_of(const std::function<void()>& work) {
 
 void throw_error(int code, const std::string& message) {
   switch (static_cast<ExitCode>(code)) {
-    case ExitCode::kUsage: throw UsageError("{}", message);
-    case ExitCode::kData: throw DataError("{}", message);
-    case ExitCode::kOwned: throw OwnedError("{}", message);
-    case ExitCode::kIo: throw IoError("{}", message);
-    case ExitCode::kPeerLost: throw CommError("{}", message);
-    case ExitCode::kConfig: throw ConfigError("{}", message);
-    case ExitCode::kNumeric: throw NumericError("{}", message);
-    case ExitCode::kNoCheckpoint: throw NoCheckpointError("{}", message);
-    default: throw BugError("{}", message);
+    case ExitCode::kUsage:
+      throw UsageError("{}", message);
+    case ExitCode::kData:
+      throw DataError("{}", message);
+    case ExitCode::kOwned:
+      throw OwnedError("{}", message);
+    case ExitCode::kIo:
+      throw IoError("{}", message);
+    case ExitCode::kPeerLost:
+      throw CommError("{}", message);
+    case ExitCode::kConfig:
+      throw ConfigError("{}", message);
+    case ExitCode::kNumeric:
+      throw NumericError("{}", message);
+    case ExitCode::kNoCheckpoint:
+      throw NoCheckpointError("{}", message);
+    default:
+      throw BugError("{}", message);
   }
 }
 

@@ -81,7 +81,8 @@ void check_tiling(const Shape& global, const std::vector<Box>& boxes, const std:
   for (const auto& box : boxes) {
     if (!inside(box, global)) throw DataError("{}: a saved part lies outside the tensor", what);
     const int64_t size = *volume(box.shape);
-    if (size > *total - sum) throw DataError("{}: its saved parts hold more elements than the tensor's {}", what, *total);
+    if (size > *total - sum)
+      throw DataError("{}: its saved parts hold more elements than the tensor's {}", what, *total);
     sum += size;
   }
   if (sum != *total) throw DataError("{}: its saved parts hold {} of {} elements", what, sum, *total);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// CRC32C (Castagnoli, polynomial 0x1EDC6F41, reflected), the checksum taken while bytes are copied. It finds accidents, not
-// attacks; file identity is the XXH3-128 of digest.h.
+// CRC32C (Castagnoli, polynomial 0x1EDC6F41, reflected), the checksum taken while bytes are copied. It finds accidents,
+// not attacks; file identity is the XXH3-128 of digest.h.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiled with -msse4.2: intrinsics and raw pointers only, so that no inline function shared with other files can carry the
-// instruction to a machine that lacks it.
+// Compiled with -msse4.2: intrinsics and raw pointers only, so that no inline function shared with other files can
+// carry the instruction to a machine that lacks it.
 #include <nmmintrin.h>
 
 #include <cstddef>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// XXH3-128 identities: of bytes, of one logical tensor, of a whole training state. They do not depend on which rank holds
-// what: equal state gives equal digests in every layout.
+// XXH3-128 identities: of bytes, of one logical tensor, of a whole training state. They do not depend on which rank
+// holds what: equal state gives equal digests in every layout.
 #pragma once
 
 #include <cstddef>
@@ -53,13 +53,13 @@ struct TensorKey {
   auto operator<=>(const TensorKey&) const = default;
 };
 
-// XXH3-128 over name, NUL, role, NUL, dtype ("F32"), NUL, the number of dimensions and each dimension of the global shape as
-// little-endian int64, then the tensor's bytes in row-major order.
+// XXH3-128 over name, NUL, role, NUL, dtype ("F32"), NUL, the number of dimensions and each dimension of the global
+// shape as little-endian int64, then the tensor's bytes in row-major order.
 Digest tensor_digest(const TensorKey& key, std::string_view dtype, std::span<const int64_t> global_shape,
                      std::span<const std::byte> bytes);
 
-// XXH3-128 over the 16 big-endian bytes of each tensor's digest, tensors ordered by (name, role) bytewise. The two levels let
-// each rank digest the tensors it holds, whichever they are.
+// XXH3-128 over the 16 big-endian bytes of each tensor's digest, tensors ordered by (name, role) bytewise. The two
+// levels let each rank digest the tensors it holds, whichever they are.
 Digest state_digest(std::vector<std::pair<TensorKey, Digest>> tensors);
 
 }  // namespace conclave::checkpoint

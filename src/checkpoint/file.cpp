@@ -28,7 +28,8 @@ namespace {
 
 int checked_regular(int descriptor, const path& where) {
   if (descriptor < 0) {
-    if (errno == ELOOP) throw DataError("{} is a symbolic link, not a file; a checkpoint holds only files", where.string());
+    if (errno == ELOOP)
+      throw DataError("{} is a symbolic link, not a file; a checkpoint holds only files", where.string());
     fail("open", where);
   }
   struct stat info {};
@@ -90,7 +91,8 @@ void File::read_at(int64_t offset, std::span<std::byte> out) const {
 
 void File::write_at(int64_t offset, std::span<const std::byte> bytes) {
   for (size_t done = 0; done < bytes.size();) {
-    const auto put = ::pwrite(descriptor_, bytes.data() + done, bytes.size() - done, offset + static_cast<int64_t>(done));
+    const auto put =
+        ::pwrite(descriptor_, bytes.data() + done, bytes.size() - done, offset + static_cast<int64_t>(done));
     if (put < 0 && errno == EINTR) continue;
     if (put <= 0) fail_space("write", path_, static_cast<int64_t>(bytes.size() - done));
     done += static_cast<size_t>(put);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Files as checkpoints need them: exact reads at an offset, checked writes, fsync of files and folders, and no following of
-// links out of a folder. No mmap: a file that shrinks must be an error, not a signal.
+// Files as checkpoints need them: exact reads at an offset, checked writes, fsync of files and folders, and no
+// following of links out of a folder. No mmap: a file that shrinks must be an error, not a signal.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,8 @@ namespace conclave::checkpoint {
 
 using std::filesystem::path;
 
-// An open regular file. Failures of the system throw IoError naming path and reason; a file that ends early throws DataError.
+// An open regular file. Failures of the system throw IoError naming path and reason; a file that ends early throws
+// DataError.
 class File {
  public:
   // For files a user names; follows links.
@@ -50,7 +51,8 @@ class File {
 // The whole of a small text file, refused above `limit` bytes.
 std::string read_text(const File& file, int64_t limit);
 
-// Replaces `where` by `text` so that a reader, or a crash, sees the old content or the new and never a part. Durable on return.
+// Replaces `where` by `text` so that a reader, or a crash, sees the old content or the new and never a part. Durable on
+// return.
 void write_file_atomically(const path& where, std::string_view text);
 // As above but throws nothing and returns false if `where` exists: of several writers, one wins.
 bool create_file_atomically(const path& where, std::string_view text);

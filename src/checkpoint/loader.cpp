@@ -63,8 +63,9 @@ void verify_file(const path& folder, const Manifest& manifest, int64_t index, bo
 }
 
 const TensorRecord* find(const Manifest& manifest, const TensorKey& key) {
-  const auto found = std::lower_bound(manifest.tensors.begin(), manifest.tensors.end(), key,
-                                      [](const TensorRecord& tensor, const TensorKey& wanted) { return tensor.key < wanted; });
+  const auto found =
+      std::lower_bound(manifest.tensors.begin(), manifest.tensors.end(), key,
+                       [](const TensorRecord& tensor, const TensorKey& wanted) { return tensor.key < wanted; });
   return found != manifest.tensors.end() && found->key == key ? &*found : nullptr;
 }
 
@@ -86,13 +87,15 @@ void check_present(const Manifest& manifest, const parallel::StateDict& state) {
       continue;
     }
     if (tensor->dtype != dtype_name(entry.dtype) || tensor->shape != entry.global_shape)
-      throw ConfigError("{} ({}) is {} {} in the checkpoint of step {} and {} {} in this run; the configuration differs from "
-                        "the one that was saved", entry.name, entry.role, tensor->dtype, shape_text(tensor->shape),
-                        manifest.step, dtype_name(entry.dtype), shape_text(entry.global_shape));
+      throw ConfigError(
+          "{} ({}) is {} {} in the checkpoint of step {} and {} {} in this run; the configuration differs from "
+          "the one that was saved",
+          entry.name, entry.role, tensor->dtype, shape_text(tensor->shape), manifest.step, dtype_name(entry.dtype),
+          shape_text(entry.global_shape));
   }
   if (!missing.empty())
-    throw ConfigError("the checkpoint of step {} lacks {} of the tensors this run needs: {}", manifest.step, missing.size(),
-                      few(missing));
+    throw ConfigError("the checkpoint of step {} lacks {} of the tensors this run needs: {}", manifest.step,
+                      missing.size(), few(missing));
 }
 
 class PartReader {
@@ -120,7 +123,9 @@ class PartReader {
   void read(const TensorRecord& tensor, const ChunkRecord& chunk, std::span<std::byte> out) {
     auto open = files_.find(chunk.file);
     if (open == files_.end())
-      open = files_.emplace(chunk.file, File::open_beneath(folder_, manifest_.files[static_cast<size_t>(chunk.file)].name)).first;
+      open =
+          files_.emplace(chunk.file, File::open_beneath(folder_, manifest_.files[static_cast<size_t>(chunk.file)].name))
+              .first;
     open->second.read_at(chunk.begin, out);
     if (const uint32_t crc = crc32c(0, out); crc != chunk.crc)
       throw DataError("{}: bytes {} to {} ({}) are damaged: CRC32C {:08x} where the manifest says {:08x}",
@@ -174,17 +179,20 @@ void verify_files(const comm::Group& group, const path& folder, const Manifest& 
 void check_entries(const comm::Group& group, const Manifest& manifest, const parallel::StateDict& state, bool partial) {
   agree(group, [&] { check_present(manifest, state); });
   std::vector<int32_t> wanted(manifest.tensors.size());
-  for (const auto& entry : state) wanted[static_cast<size_t>(find(manifest, key_of(entry)) - manifest.tensors.data())] = 1;
+  for (const auto& entry : state)
+    wanted[static_cast<size_t>(find(manifest, key_of(entry)) - manifest.tensors.data())] = 1;
   group.all_reduce(std::span<int32_t>(wanted), comm::Reduce::kMax);
   std::vector<std::string> unused;
   for (size_t i = 0; i < wanted.size(); ++i)
-    if (wanted[i] == 0) unused.push_back(fmt::format("{} ({})", manifest.tensors[i].key.name, manifest.tensors[i].key.role));
+    if (wanted[i] == 0)
+      unused.push_back(fmt::format("{} ({})", manifest.tensors[i].key.name, manifest.tensors[i].key.role));
   if (!partial && !unused.empty())
     throw ConfigError("the checkpoint of step {} has {} tensors that this run has no place for: {}", manifest.step,
                       unused.size(), few(unused));
 }
 
-void load_entries(const comm::Group& group, const path& folder, const Manifest& manifest, const parallel::StateDict& state) {
+void load_entries(const comm::Group& group, const path& folder, const Manifest& manifest,
+                  const parallel::StateDict& state) {
   agree(group, [&] {
     PartReader reader(folder, manifest);
     for (const auto& entry : state) reader.fill(entry);
@@ -196,7 +204,8 @@ void load_entries(const comm::Group& group, const path& folder, const Manifest& 
   const auto plan = make_plan(group, state);
   const auto digests = tensor_digests(group, plan, state);
   for (size_t i = 0; i < plan.size(); ++i) check_digest(manifest, plan[i].key, digests[i]);
-  check(plan.size() != manifest.tensors.size() || combine(plan, digests) == manifest.state, "digest of the whole state");
+  check(plan.size() != manifest.tensors.size() || combine(plan, digests) == manifest.state,
+        "digest of the whole state");
 }
 
 }  // namespace conclave::checkpoint

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads one committed checkpoint: verifies its files and fills state by intersecting boxes, so the ranks that load need not be
-// those that saved. Chooses nothing and repairs nothing; see resume.h.
+// Reads one committed checkpoint: verifies its files and fills state by intersecting boxes, so the ranks that load need
+// not be those that saved. Chooses nothing and repairs nothing; see resume.h.
 #pragma once
 
 #include <filesystem>
@@ -13,8 +13,8 @@
 namespace conclave::checkpoint {
 
 struct LoadOptions {
-  // Every byte of every file against its checksums before any is used; otherwise sizes and headers only. Either way each
-  // byte that is loaded is checked while it is read.
+  // Every byte of every file against its checksums before any is used; otherwise sizes and headers only. Either way
+  // each byte that is loaded is checked while it is read.
   bool full = true;
   // Accept a checkpoint with more tensors than are asked for (weights without optimizer state).
   bool partial = false;
@@ -22,22 +22,23 @@ struct LoadOptions {
 
 // "step-0000001200".
 std::string step_name(int64_t step);
-// The steps of all `step-NNNNNNNNNN` entries in `checkpoints`, largest first, whatever they are. Other names are ignored.
+// The steps of all `step-NNNNNNNNNN` entries in `checkpoints`, largest first, whatever they are. Other names are
+// ignored.
 std::vector<int64_t> list_steps(const std::filesystem::path& checkpoints);
 
 // The text of `folder`/MANIFEST.json, for parse_manifest. Not collective.
 std::string read_manifest_text(const std::filesystem::path& folder);
 
-// Collective. Every file of the checkpoint is verified once, the files spread over the ranks. Throws DataError or IoError on all
-// ranks, naming file, byte range and reason.
+// Collective. Every file of the checkpoint is verified once, the files spread over the ranks. Throws DataError or
+// IoError on all ranks, naming file, byte range and reason.
 void verify_files(const comm::Group& group, const std::filesystem::path& folder, const Manifest& manifest, bool full);
 
-// Collective. Throws ConfigError on all ranks, before anything is read, unless each entry is in the checkpoint with its type and
-// global shape, and (unless `partial`) each tensor of the checkpoint is asked for by some rank.
+// Collective. Throws ConfigError on all ranks, before anything is read, unless each entry is in the checkpoint with its
+// type and global shape, and (unless `partial`) each tensor of the checkpoint is asked for by some rank.
 void check_entries(const comm::Group& group, const Manifest& manifest, const parallel::StateDict& state, bool partial);
 
-// Collective. Fills the entries' bytes, then digests what is in memory and compares it, tensor by tensor and in total, with the
-// manifest. Throws DataError or IoError on all ranks; the entries' bytes are then undefined.
+// Collective. Fills the entries' bytes, then digests what is in memory and compares it, tensor by tensor and in total,
+// with the manifest. Throws DataError or IoError on all ranks; the entries' bytes are then undefined.
 void load_entries(const comm::Group& group, const std::filesystem::path& folder, const Manifest& manifest,
                   const parallel::StateDict& state);
 

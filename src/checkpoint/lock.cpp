@@ -38,7 +38,8 @@ std::string host_name() {
 std::string process_space() {
   std::array<char, 256> name{};
   const auto size = ::readlink("/proc/self/ns/pid", name.data(), name.size() - 1);
-  return first_line("/proc/sys/kernel/random/boot_id") + " " + std::string(name.data(), size > 0 ? static_cast<size_t>(size) : 0);
+  return first_line("/proc/sys/kernel/random/boot_id") + " " +
+         std::string(name.data(), size > 0 ? static_cast<size_t>(size) : 0);
 }
 
 // The counter is the first thing in the file and has a fixed width, so that one small write moves it.
@@ -56,7 +57,8 @@ std::optional<std::string> read_lock(const path& where) {
   try {
     return read_text(File::open_beneath(where.parent_path(), where.filename().string()), kMaxLock);
   } catch (const IoError&) {
-    if (!std::filesystem::exists(std::filesystem::symlink_status(where, code))) return std::nullopt;  // given back just now
+    if (!std::filesystem::exists(std::filesystem::symlink_status(where, code)))
+      return std::nullopt;  // given back just now
     throw;
   }
 }
@@ -83,8 +85,8 @@ bool certainly_dead(const Owner& owner) {
   return ::kill(static_cast<pid_t>(owner.pid), 0) != 0 && errno == ESRCH;
 }
 
-// Keeps contenders apart while one of them replaces the LOCK. Where the file system has no locks, the look at the LOCK after the
-// replacement decides alone.
+// Keeps contenders apart while one of them replaces the LOCK. Where the file system has no locks, the look at the LOCK
+// after the replacement decides alone.
 class Guard {
  public:
   explicit Guard(const path& where) : descriptor_(::open(where.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
@@ -135,8 +137,9 @@ void Lock::acquire(const LockTimes& times, Log& log) {
     const auto owner = parse_owner(*text, where_);
     const bool still = watched && watched->text == owner.text;
     if (watched && !still)
-      throw OwnedError("{} belongs to a live run: host {}, process {}, run {}. Wait for it to end, or use another --run directory",
-                       where_.parent_path().string(), owner.host, owner.pid, owner.run);
+      throw OwnedError(
+          "{} belongs to a live run: host {}, process {}, run {}. Wait for it to end, or use another --run directory",
+          where_.parent_path().string(), owner.host, owner.pid, owner.run);
     const std::chrono::duration<double> waited = Clock::now() - since;
     if (certainly_dead(owner) || (still && waited.count() > times.lease_seconds)) {
       if (try_replace(owner.text)) {
@@ -158,7 +161,8 @@ void Lock::acquire(const LockTimes& times, Log& log) {
 bool Lock::try_replace(const std::string& seen) {
   const Guard guard(where_.string() + ".guard");
   if (read_lock(where_).value_or("") != seen) return false;
-  const Json rest = {{"attempt", attempt_}, {"host", host_name()}, {"pid", ::getpid()}, {"space", process_space()}, {"run", run_id_}};
+  const Json rest = {
+      {"attempt", attempt_}, {"host", host_name()}, {"pid", ::getpid()}, {"space", process_space()}, {"run", run_id_}};
   const auto text = fmt::format("{},{}\n", count_text(0), rest.dump().substr(1));
   if (seen.empty() && !std::filesystem::exists(where_)) {
     if (!create_file_atomically(where_, text)) return false;
@@ -181,8 +185,9 @@ void Lock::check_still_ours() const {
   const auto text = read_lock(where_);
   const auto owner = text ? parse_owner(*text, where_) : Owner{"", "", "nobody", "", "none", 0};
   if (owner.attempt != attempt_)
-    throw OwnedError("{} was taken over by host {}, process {}, run {} while this process (attempt {}) did not move; it must stop",
-                     where_.parent_path().string(), owner.host, owner.pid, owner.run, attempt_);
+    throw OwnedError(
+        "{} was taken over by host {}, process {}, run {} while this process (attempt {}) did not move; it must stop",
+        where_.parent_path().string(), owner.host, owner.pid, owner.run, attempt_);
 }
 
 void Lock::beat_until_stopped(double seconds) {
@@ -191,7 +196,8 @@ void Lock::beat_until_stopped(double seconds) {
     hold.unlock();
     try {
       beat();
-    } catch (const IoError&) {  // a full or failing disk ends the run at its next save, with a message; the lease may lapse
+    } catch (
+        const IoError&) {  // a full or failing disk ends the run at its next save, with a message; the lease may lapse
     }
     hold.lock();
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The lease on a run directory: a LOCK file that names its owner and carries a counter which the owner moves. Others judge by
-// watching the counter with their own clock; no decision uses file times or wall clocks. One process, no collectives.
+// The lease on a run directory: a LOCK file that names its owner and carries a counter which the owner moves. Others
+// judge by watching the counter with their own clock; no decision uses file times or wall clocks. One process, no
+// collectives.
 #pragma once
 
 #include <condition_variable>
@@ -22,8 +23,8 @@ struct LockTimes {
 
 class Lock {
  public:
-  // Takes `folder`/LOCK. An owner on this host whose process is gone loses it at once; any other must leave its counter still for
-  // the whole lease. Throws OwnedError naming host, process and run as soon as the owner is seen to live.
+  // Takes `folder`/LOCK. An owner on this host whose process is gone loses it at once; any other must leave its counter
+  // still for the whole lease. Throws OwnedError naming host, process and run as soon as the owner is seen to live.
   Lock(const std::filesystem::path& folder, const std::string& run_id, const LockTimes& times, Log& log);
   ~Lock();  // gives the lease back if it is still ours
   Lock(const Lock&) = delete;

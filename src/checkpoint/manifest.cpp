@@ -25,7 +25,7 @@ Json to_json(const ChunkRecord& chunk) {
 Json to_json(const TensorRecord& tensor) {
   Json chunks = Json::array();
   for (const auto& chunk : tensor.chunks) chunks.push_back(to_json(chunk));
-  return {{"name", tensor.key.name}, {"role", tensor.key.role}, {"dtype", tensor.dtype},
+  return {{"name", tensor.key.name}, {"role", tensor.key.role},     {"dtype", tensor.dtype},
           {"shape", tensor.shape},   {"xxh3", tensor.digest.hex()}, {"chunks", chunks}};
 }
 
@@ -46,7 +46,8 @@ FileRecord file_from(const Json& json, const std::string& where) {
   for (const int64_t crc : counts_field(json, "crc32c", where)) file.blocks.push_back(crc_of(crc, where));
   const int64_t expected = file.size / kBlockBytes + (file.size % kBlockBytes != 0);
   if (static_cast<int64_t>(file.blocks.size()) != expected)
-    throw DataError("{}: {} has {} block checksums where its size makes {}", where, file.name, file.blocks.size(), expected);
+    throw DataError("{}: {} has {} block checksums where its size makes {}", where, file.name, file.blocks.size(),
+                    expected);
   return file;
 }
 
@@ -57,7 +58,8 @@ ChunkRecord chunk_from(const Json& json, const Manifest& manifest, int64_t item,
   chunk.begin = count_field(json, "begin", where);
   chunk.length = count_field(json, "length", where);
   chunk.crc = crc_of(count_field(json, "crc32c", where), where);
-  if (chunk.file >= static_cast<int64_t>(manifest.files.size())) throw DataError("{}: refers to a file that is not listed", where);
+  if (chunk.file >= static_cast<int64_t>(manifest.files.size()))
+    throw DataError("{}: refers to a file that is not listed", where);
   const auto& file = manifest.files[static_cast<size_t>(chunk.file)];
   if (chunk.begin > file.size || chunk.length > file.size - chunk.begin)
     throw DataError("{}: lies behind the end of {}", where, file.name);
@@ -117,7 +119,8 @@ void read_contents(const Json& json, Manifest& manifest, const std::string& wher
       throw DataError("{}: tensor {} ({}) is out of order or listed twice", where, key.name, key.role);
     digests.emplace_back(key, manifest.tensors.back().digest);
   }
-  if (state_digest(digests) != manifest.state) throw DataError("{}: the state digest does not match its tensors", where);
+  if (state_digest(digests) != manifest.state)
+    throw DataError("{}: the state digest does not match its tensors", where);
 }
 
 // Checks that the text ends with its own digest.
@@ -145,7 +148,8 @@ std::string manifest_text(const Manifest& manifest) {
   json["tokens"] = manifest.tokens;
   json["samples"] = manifest.samples;
   json["parent"] = nullptr;
-  if (manifest.parent) json["parent"] = Json{{"step", manifest.parent->step}, {"manifest", manifest.parent->manifest.hex()}};
+  if (manifest.parent)
+    json["parent"] = Json{{"step", manifest.parent->step}, {"manifest", manifest.parent->manifest.hex()}};
   json["environment"] = manifest.environment;
   json["layout"] = manifest.layout;
   json["config"] = Json{{"model", config_json(manifest.config.model)},
@@ -168,8 +172,8 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
   const auto json = parse_json(text, where);
   if (text_field(json, "format", where) != kFormat) throw DataError("{}: not a manifest of this program", where);
   if (const auto version = count_field(json, "version", where); version != kManifestVersion)
-    throw DataError("{}: format version {}; this program reads version {}. Use the program that wrote it", where, version,
-                    kManifestVersion);
+    throw DataError("{}: format version {}; this program reads version {}. Use the program that wrote it", where,
+                    version, kManifestVersion);
   Manifest manifest;
   manifest.run = text_field(json, "run", where);
   manifest.attempt = text_field(json, "attempt", where);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// MANIFEST.json: what a checkpoint is made of and how to tell whether it is whole. Reading it checks everything that can be
-// checked without the files; it opens none.
+// MANIFEST.json: what a checkpoint is made of and how to tell whether it is whole. Reading it checks everything that
+// can be checked without the files; it opens none.
 #pragma once
 
 #include <optional>
@@ -40,8 +40,8 @@ struct TensorRecord {
   std::vector<ChunkRecord> chunks;  // cover the shape exactly once
 };
 
-// The configuration that the state belongs to. A resume refuses another `model`, warns about another `training`, and ignores
-// `runtime`.
+// The configuration that the state belongs to. A resume refuses another `model`, warns about another `training`, and
+// ignores `runtime`.
 struct ConfigRecord {
   Json model = Json::object();
   Json training = Json::object();
@@ -57,8 +57,8 @@ struct Manifest {
   std::string run;
   std::string attempt;
   int64_t step = 0;
-  int64_t tokens = 0;   // consumed since step 0
-  int64_t samples = 0;  // consumed since step 0
+  int64_t tokens = 0;            // consumed since step 0
+  int64_t samples = 0;           // consumed since step 0
   std::optional<Parent> parent;  // the checkpoint that the run was last at
   Json environment = Json::object();
   Json layout = Json::object();

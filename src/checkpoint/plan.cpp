@@ -19,7 +19,8 @@ void check_entry(const parallel::StateEntry& entry) {
   const bool named = name_is_ours(entry.name) && entry.name.size() <= kMaxName && name_is_ours(entry.role) &&
                      entry.role.size() <= kMaxRole;
   if (!named) throw BugError("'{}' ({}) is no name for saved state", entry.name, entry.role);
-  if (!inside(box_of(entry), entry.global_shape)) throw BugError("{}: its box lies outside its global shape", entry.name);
+  if (!inside(box_of(entry), entry.global_shape))
+    throw BugError("{}: its box lies outside its global shape", entry.name);
   const auto elements = volume(entry.shape);
   const bool sized = elements && volume(entry.global_shape) &&
                      static_cast<int64_t>(entry.data.size()) == *elements * dtype_size(dtype_name(entry.dtype));
@@ -66,8 +67,7 @@ Digest gathered_digest(const comm::Group& group, const PlannedTensor& tensor, co
       part.assign(data.begin(), data.end());
     }
     group.broadcast(std::span<std::byte>(part), tensor.holders[i]);
-    if (group.rank() == 0)
-      copy_part(box, BoxBytes<const std::byte>{box, part}, BoxBytes<std::byte>{whole, all}, item);
+    if (group.rank() == 0) copy_part(box, BoxBytes<const std::byte>{box, part}, BoxBytes<std::byte>{whole, all}, item);
   }
   return group.rank() == 0 ? tensor_digest(tensor.key, tensor.dtype, tensor.shape, all) : Digest{};
 }

@@ -19,8 +19,9 @@ void check_config(const Attempt& attempt, const Manifest& manifest) {
   if (!attempt.request.check_config) return;
   const auto& now = attempt.request.config;
   if (const auto text = difference(manifest.config.model, now.model); !text.empty())
-    throw ConfigError("the checkpoint of step {} belongs to another model: {}. Use the saved values, or another --run directory",
-                      manifest.step, text);
+    throw ConfigError(
+        "the checkpoint of step {} belongs to another model: {}. Use the saved values, or another --run directory",
+        manifest.step, text);
   if (const auto text = difference(manifest.config.training, now.training); !text.empty())
     attempt.log.warn("training configuration changed since step {}: {}", manifest.step, text);
 }
@@ -37,15 +38,16 @@ Resumed load(const Attempt& attempt, const std::filesystem::path& folder, std::o
   check_entries(attempt.group, manifest, attempt.state, attempt.request.load.partial);
   verify_files(attempt.group, folder, manifest, attempt.request.load.full);
   load_entries(attempt.group, folder, manifest, attempt.state);
-  attempt.log.info("loaded {}: {} tensors, state digest {} matches the manifest", folder.string(), manifest.tensors.size(),
-                   manifest.state.hex());
+  attempt.log.info("loaded {}: {} tensors, state digest {} matches the manifest", folder.string(),
+                   manifest.tensors.size(), manifest.state.hex());
   return {std::move(manifest), folder, xxh3(text)};
 }
 
 bool is_damage(const Error& error) { return error.code() == ExitCode::kData || error.code() == ExitCode::kIo; }
 
 // Collective. The newest valid one of `steps`, which are ordered newest first.
-Resumed load_first_valid(const Attempt& attempt, const std::filesystem::path& checkpoints, const std::vector<int64_t>& steps) {
+Resumed load_first_valid(const Attempt& attempt, const std::filesystem::path& checkpoints,
+                         const std::vector<int64_t>& steps) {
   std::string reasons;
   for (const int64_t step : steps) {
     try {
@@ -57,7 +59,8 @@ Resumed load_first_valid(const Attempt& attempt, const std::filesystem::path& ch
     }
   }
   throw NoCheckpointError(
-      "none of the {} checkpoints in {} is valid:{}\nRestore one from a backup, or start again in another --run directory",
+      "none of the {} checkpoints in {} is valid:{}\nRestore one from a backup, or start again in another --run "
+      "directory",
       steps.size(), checkpoints.string(), reasons);
 }
 
@@ -95,8 +98,10 @@ std::optional<Resumed> resume(const comm::Group& group, const std::filesystem::p
   const auto steps = steps_of(group, checkpoints);
   const bool by_path = request.mode != "auto" && request.mode != "must" && request.mode != "never";
   if (request.mode == "never" && !steps.empty())
-    throw ConfigError("checkpoint.resume is 'never', but {} holds {} checkpoints; a fresh run would mix with them. Use another "
-                      "--run directory, or resume: auto", checkpoints.string(), steps.size());
+    throw ConfigError(
+        "checkpoint.resume is 'never', but {} holds {} checkpoints; a fresh run would mix with them. Use another "
+        "--run directory, or resume: auto",
+        checkpoints.string(), steps.size());
   if (request.mode == "must" && steps.empty())
     throw NoCheckpointError("checkpoint.resume is 'must', but {} holds no checkpoint", checkpoints.string());
   if (by_path && steps.empty()) {

@@ -8,7 +8,8 @@
 
 namespace conclave::checkpoint {
 
-void retire_old(const path& checkpoints, int64_t newest, int64_t keep, const std::string& attempt, Failpoints& failpoints) {
+void retire_old(const path& checkpoints, int64_t newest, int64_t keep, const std::string& attempt,
+                Failpoints& failpoints) {
   int64_t kept = 0;
   for (const int64_t step : list_steps(checkpoints)) {
     if (step > newest || ++kept <= keep) continue;
@@ -26,8 +27,8 @@ void sweep_leftovers(const path& checkpoints, const std::string& attempt, Log& l
   for (std::filesystem::directory_iterator it(checkpoints, code), end; !code && it != end; it.increment(code)) {
     const auto name = it->path().filename().string();
     const bool temporary = name.rfind(".LATEST.", 0) == 0;
-    const bool other = (name.rfind(".staging-", 0) == 0 || name.rfind(".trash-", 0) == 0) &&
-                       name.find(attempt) == std::string::npos;
+    const bool other =
+        (name.rfind(".staging-", 0) == 0 || name.rfind(".trash-", 0) == 0) && name.find(attempt) == std::string::npos;
     if (temporary || other) leftovers.push_back(it->path());
   }
   for (const auto& leftover : leftovers) {

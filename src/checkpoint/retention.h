@@ -11,13 +11,14 @@
 
 namespace conclave::checkpoint {
 
-// Deletes all but the newest `keep` checkpoints up to `newest`, which is committed and verified. Those of later steps (passed over
-// when this run resumed) are not counted and not touched. Each is renamed first, so no half-deleted one keeps its name.
-// Failpoint per checkpoint: mid-retention.
+// Deletes all but the newest `keep` checkpoints up to `newest`, which is committed and verified. Those of later steps
+// (passed over when this run resumed) are not counted and not touched. Each is renamed first, so no half-deleted one
+// keeps its name. Failpoint per checkpoint: mid-retention.
 void retire_old(const std::filesystem::path& checkpoints, int64_t newest, int64_t keep, const std::string& attempt,
                 Failpoints& failpoints);
 
-// Deletes staging and trash folders, and temporary files, of attempts other than `attempt`. What cannot be deleted is logged.
+// Deletes staging and trash folders, and temporary files, of attempts other than `attempt`. What cannot be deleted is
+// logged.
 void sweep_leftovers(const std::filesystem::path& checkpoints, const std::string& attempt, Log& log);
 
 }  // namespace conclave::checkpoint

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A run's folder: its identity (RUN.json), its lease (LOCK), and the small files that describe it. Rank 0 does the work; every
-// rank learns the outcome, and that it sees the same folder.
+// A run's folder: its identity (RUN.json), its lease (LOCK), and the small files that describe it. Rank 0 does the
+// work; every rank learns the outcome, and that it sees the same folder.
 #pragma once
 
 #include <filesystem>
@@ -20,9 +20,10 @@ struct RunDirectoryOptions {
 
 class RunDirectory {
  public:
-  // Collective. Creates the folder, or opens it, and takes the lease. Throws on all ranks: OwnedError if a live run has it, DataError
-  // if it is not a run's folder, IoError if it cannot be used or ranks do not share it.
-  RunDirectory(const comm::Group& group, const std::filesystem::path& where, const RunDirectoryOptions& options, Log& log);
+  // Collective. Creates the folder, or opens it, and takes the lease. Throws on all ranks: OwnedError if a live run has
+  // it, DataError if it is not a run's folder, IoError if it cannot be used or ranks do not share it.
+  RunDirectory(const comm::Group& group, const std::filesystem::path& where, const RunDirectoryOptions& options,
+               Log& log);
 
   const std::filesystem::path& where() const { return where_; }
   std::filesystem::path checkpoints() const { return where_ / "checkpoints"; }

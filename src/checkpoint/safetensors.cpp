@@ -14,10 +14,25 @@ namespace {
 constexpr int64_t kMaxHeader = int64_t{16} << 20;
 
 // In the order of the reference implementation, which sorts a file's tensors by it, last first.
-constexpr std::array<std::pair<std::string_view, int64_t>, 19> kDTypes{
-    {{"BOOL", 1},        {"U8", 1},  {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"F8_E8M0", 1}, {"F8_E4M3FNUZ", 1},
-     {"F8_E5M2FNUZ", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},     {"BF16", 2},    {"I32", 4},     {"U32", 4},
-     {"F32", 4},         {"C64", 8}, {"F64", 8}, {"I64", 8},     {"U64", 8}}};
+constexpr std::array<std::pair<std::string_view, int64_t>, 19> kDTypes{{{"BOOL", 1},
+                                                                        {"U8", 1},
+                                                                        {"I8", 1},
+                                                                        {"F8_E5M2", 1},
+                                                                        {"F8_E4M3", 1},
+                                                                        {"F8_E8M0", 1},
+                                                                        {"F8_E4M3FNUZ", 1},
+                                                                        {"F8_E5M2FNUZ", 1},
+                                                                        {"I16", 2},
+                                                                        {"U16", 2},
+                                                                        {"F16", 2},
+                                                                        {"BF16", 2},
+                                                                        {"I32", 4},
+                                                                        {"U32", 4},
+                                                                        {"F32", 4},
+                                                                        {"C64", 8},
+                                                                        {"F64", 8},
+                                                                        {"I64", 8},
+                                                                        {"U64", 8}}};
 
 auto find_dtype(std::string_view dtype) {
   return std::find_if(kDTypes.begin(), kDTypes.end(), [&](const auto& entry) { return entry.first == dtype; });
@@ -54,11 +69,11 @@ void place(std::vector<TensorInfo>& tensors, int64_t data_begin, const File& fil
   int64_t expected = 0;
   for (auto& tensor : tensors) {
     if (tensor.begin != expected)
-      throw DataError("{}: tensor '{}' begins at data byte {} where {} is due: a hole or an overlap", where, tensor.name,
-                      tensor.begin, expected);
+      throw DataError("{}: tensor '{}' begins at data byte {} where {} is due: a hole or an overlap", where,
+                      tensor.name, tensor.begin, expected);
     if (tensor.bytes != byte_count(tensor, where))
-      throw DataError("{}: tensor '{}' has {} bytes where its shape and type {} make {}", where, tensor.name, tensor.bytes,
-                      tensor.dtype, byte_count(tensor, where));
+      throw DataError("{}: tensor '{}' has {} bytes where its shape and type {} make {}", where, tensor.name,
+                      tensor.bytes, tensor.dtype, byte_count(tensor, where));
     expected += tensor.bytes;
     if (expected > file.size() - data_begin)
       throw DataError("{}: tensor '{}' ends {} bytes behind the end of the file", where, tensor.name,
@@ -84,10 +99,14 @@ int64_t dtype_size(std::string_view dtype) {
 
 std::string dtype_name(comm::DType dtype) {
   switch (dtype) {
-    case comm::DType::kFloat32: return "F32";
-    case comm::DType::kFloat64: return "F64";
-    case comm::DType::kInt32: return "I32";
-    case comm::DType::kInt64: return "I64";
+    case comm::DType::kFloat32:
+      return "F32";
+    case comm::DType::kFloat64:
+      return "F64";
+    case comm::DType::kInt32:
+      return "I32";
+    case comm::DType::kInt64:
+      return "I64";
   }
   throw BugError("element type {} has no name in checkpoints", static_cast<int>(dtype));
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The safetensors format: a strict reader for our shards and for weights that others wrote, and the header of what we write.
-// Every number of a header is bounded by the file's real size before it is used. It holds no checksums: the manifest has them.
+// The safetensors format: a strict reader for our shards and for weights that others wrote, and the header of what we
+// write. Every number of a header is bounded by the file's real size before it is used. It holds no checksums: the
+// manifest has them.
 #pragma once
 
 #include <map>
@@ -22,8 +23,8 @@ struct TensorInfo {
   int64_t bytes = 0;
 };
 
-// Which tensor names a reader accepts: what we write ([A-Za-z0-9_.-], at most 256, no ".."), or any printable UTF-8 of at most
-// 1024 bytes without ".." as a path component, for other people's weights.
+// Which tensor names a reader accepts: what we write ([A-Za-z0-9_.-], at most 256, no ".."), or any printable UTF-8 of
+// at most 1024 bytes without ".." as a path component, for other people's weights.
 enum class NameRule { kOurs, kAny };
 bool name_is_ours(std::string_view name);
 
@@ -31,8 +32,9 @@ bool name_is_ours(std::string_view name);
 int64_t dtype_size(std::string_view dtype);
 std::string dtype_name(comm::DType dtype);
 
-// An open file whose header has been checked. Throws DataError with path and reason for every deviation: besides the format's own
-// rules, at most 16 MiB of header, 8 dimensions, no key twice, whole numbers only, tensors back to back from first to last byte.
+// An open file whose header has been checked. Throws DataError with path and reason for every deviation: besides the
+// format's own rules, at most 16 MiB of header, 8 dimensions, no key twice, whole numbers only, tensors back to back
+// from first to last byte.
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const path& where, NameRule rule = NameRule::kAny);
@@ -61,8 +63,9 @@ struct SafetensorsHeader {
 // Reads the JSON of a header; offsets stay relative to the end of the header. `where` stands in the errors.
 SafetensorsHeader parse_safetensors_header(std::string_view json, NameRule rule, const std::string& where);
 
-// Orders `tensors` as the reference writer does (by element type, larger ones first, then by name), sets begin and bytes, and returns the
-// file's first bytes up to the data: the length, the JSON with `format: pt`, spaces up to a multiple of 8.
+// Orders `tensors` as the reference writer does (by element type, larger ones first, then by name), sets begin and
+// bytes, and returns the file's first bytes up to the data: the length, the JSON with `format: pt`, spaces up to a
+// multiple of 8.
 std::string lay_out_safetensors(std::vector<TensorInfo>& tensors);
 
 }  // namespace conclave::checkpoint

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The header's JSON as a stream of events: no document tree is built, so a hostile header costs no more memory than its text.
+// The header's JSON as a stream of events: no document tree is built, so a hostile header costs no more memory than its
+// text.
 #include <algorithm>
 #include <limits>
 #include <set>
@@ -22,10 +23,12 @@ bool acceptable(std::string_view name, NameRule rule) {
 }
 
 // For messages: a name from a hostile file must not reach the terminal raw.
-std::string shown(const std::string& text) { return Json(text.substr(0, 80)).dump(-1, ' ', true, Json::error_handler_t::replace); }
+std::string shown(const std::string& text) {
+  return Json(text.substr(0, 80)).dump(-1, ' ', true, Json::error_handler_t::replace);
+}
 
-// The grammar is {name: {dtype, shape, data_offsets}, "__metadata__": {text: text}}: where the next event belongs is decided by
-// the depth and the last key of each level.
+// The grammar is {name: {dtype, shape, data_offsets}, "__metadata__": {text: text}}: where the next event belongs is
+// decided by the depth and the last key of each level.
 class HeaderEvents final : public nlohmann::json_sax<Json> {
  public:
   HeaderEvents(NameRule rule, const std::string& where) : rule_(rule), where_(where) {}
@@ -72,7 +75,8 @@ class HeaderEvents final : public nlohmann::json_sax<Json> {
 
   bool end_array() override {
     in_list_ = false;
-    if (field_ == "data_offsets" && offsets_ != 2) refuse(fmt::format("{}: data_offsets are two numbers", shown(name_)));
+    if (field_ == "data_offsets" && offsets_ != 2)
+      refuse(fmt::format("{}: data_offsets are two numbers", shown(name_)));
     return true;
   }
 
@@ -136,7 +140,8 @@ class HeaderEvents final : public nlohmann::json_sax<Json> {
 }  // namespace
 
 SafetensorsHeader parse_safetensors_header(std::string_view json, NameRule rule, const std::string& where) {
-  if (json.empty() || json.front() != '{') throw DataError("{}: the safetensors header does not start with '{{'", where);
+  if (json.empty() || json.front() != '{')
+    throw DataError("{}: the safetensors header does not start with '{{'", where);
   if (json.find('\0') != std::string_view::npos) throw DataError("{}: a NUL byte in the safetensors header", where);
   const auto last = json.find_last_not_of(' ');
   if (json[last] != '}') throw DataError("{}: the safetensors header does not end with '}}' and spaces", where);

@@ -16,10 +16,13 @@ namespace {
 
 using parallel::StateEntry;
 
-// Collects bytes into blocks of kBlockBytes. The CRC is that of the source, not of the copy: damage between the two shows.
+// Collects bytes into blocks of kBlockBytes. The CRC is that of the source, not of the copy: damage between the two
+// shows.
 class BlockWriter {
  public:
-  BlockWriter(File& file, Failpoints& failpoints) : file_(file), failpoints_(failpoints) { buffer_.reserve(kBlockBytes); }
+  BlockWriter(File& file, Failpoints& failpoints) : file_(file), failpoints_(failpoints) {
+    buffer_.reserve(kBlockBytes);
+  }
 
   void append(std::span<const std::byte> bytes) {
     while (!bytes.empty()) {
@@ -76,17 +79,17 @@ std::vector<std::vector<const StateEntry*>> split(const parallel::StateDict& sta
   return files;
 }
 
-// A parameter keeps its name, so that the file reads well in Python; the others have their role in front. Further parts of the
-// same tensor are numbered.
+// A parameter keeps its name, so that the file reads well in Python; the others have their role in front. Further parts
+// of the same tensor are numbered.
 std::string name_in_file(const StateEntry& entry, int part) {
   const auto name = entry.role == "param" ? entry.name : fmt::format("{}.{}", entry.role, entry.name);
   return part == 0 ? name : fmt::format("{}.part-{}", name, part);
 }
 
 struct Layout {
-  std::vector<TensorInfo> tensors;                    // in file order
-  std::map<std::string, const StateEntry*> entries;   // by name in the file
-  std::string head;                                   // bytes before the data
+  std::vector<TensorInfo> tensors;                   // in file order
+  std::map<std::string, const StateEntry*> entries;  // by name in the file
+  std::string head;                                  // bytes before the data
 };
 
 Layout lay_out(const std::vector<const StateEntry*>& entries) {
@@ -132,7 +135,8 @@ SavedShards write_shards(const path& folder, int rank, const parallel::StateDict
   SavedShards shards;
   const auto files = split(state, max_file_bytes);
   for (size_t i = 0; i < files.size(); ++i) {
-    const auto name = i == 0 ? fmt::format("rank-{:05}.safetensors", rank) : fmt::format("rank-{:05}-{:02}.safetensors", rank, i);
+    const auto name =
+        i == 0 ? fmt::format("rank-{:05}.safetensors", rank) : fmt::format("rank-{:05}-{:02}.safetensors", rank, i);
     write_file(folder, name, files[i], shards, failpoints);
   }
   sync_folder(folder);
@@ -143,7 +147,8 @@ std::string shards_text(const SavedShards& shards) {
   Json files = Json::array(), chunks = Json::array();
   for (const auto& file : shards.files) files.push_back({file.name, file.size, file.digest.hex(), file.blocks});
   for (const auto& [key, chunk] : shards.chunks)
-    chunks.push_back({key.name, key.role, chunk.box.offset, chunk.box.shape, chunk.file, chunk.begin, chunk.length, chunk.crc});
+    chunks.push_back(
+        {key.name, key.role, chunk.box.offset, chunk.box.shape, chunk.file, chunk.begin, chunk.length, chunk.crc});
   return Json::array({files, chunks}).dump();
 }
 
@@ -153,7 +158,8 @@ SavedShards shards_from_text(const std::string& text) {
   for (const auto& row : json[0])
     shards.files.push_back({row[0], row[1], digest_from_hex(row[2].get<std::string>()), row[3]});
   for (const auto& row : json[1])
-    shards.chunks.push_back({{row[0], row[1]}, {{row[2].get<Shape>(), row[3].get<Shape>()}, row[4], row[5], row[6], row[7]}});
+    shards.chunks.push_back(
+        {{row[0], row[1]}, {{row[2].get<Shape>(), row[3].get<Shape>()}, row[4], row[5], row[6], row[7]}});
   return shards;
 }
 

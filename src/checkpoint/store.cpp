@@ -36,15 +36,16 @@ void check_finite(const parallel::StateDict& state, int64_t step) {
     if (entry.dtype == comm::DType::kFloat32) at = first_not_finite<float>(entry.data);
     if (entry.dtype == comm::DType::kFloat64) at = first_not_finite<double>(entry.data);
     if (at >= 0)
-      throw NumericError("{} ({}) holds a value that is not finite at element {} of its box; step {} is not saved", entry.name,
-                         entry.role, at, step);
+      throw NumericError("{} ({}) holds a value that is not finite at element {} of its box; step {} is not saved",
+                         entry.name, entry.role, at, step);
   }
 }
 
 // All ranks must be about to save the same thing.
 void check_same(const comm::Group& group, const SaveContents& contents, const std::string& attempt) {
   const auto mine = Json::array({contents.step, contents.tokens, contents.samples, attempt, contents.config.model,
-                                 contents.config.training}).dump();
+                                 contents.config.training})
+                        .dump();
   const auto all = group.all_gather_text(mine);
   for (size_t rank = 1; rank < all.size(); ++rank)
     if (all[rank] != all[0])
@@ -107,11 +108,14 @@ Saved Store::save(const SaveContents& contents, const parallel::StateDict& state
     commit(manifest);
   } catch (const Error& error) {
     if (error.code() == ExitCode::kPeerLost) throw;
-    if (group_.rank() == 0) remove_tree(staging(contents.step));  // every rank has closed its files: it met the same error
+    if (group_.rank() == 0)
+      remove_tree(staging(contents.step));  // every rank has closed its files: it met the same error
     if (error.code() != ExitCode::kIo) throw;
-    throw IoError("step {} was not saved in {}: {} ({} bytes are needed, {} are free). Earlier checkpoints are untouched; make room "
-                  "or mend the disk, then run the same command again", contents.step, directory_.checkpoints().string(),
-                  error.what(), bytes, free_bytes(directory_.checkpoints()));
+    throw IoError(
+        "step {} was not saved in {}: {} ({} bytes are needed, {} are free). Earlier checkpoints are untouched; make "
+        "room "
+        "or mend the disk, then run the same command again",
+        contents.step, directory_.checkpoints().string(), error.what(), bytes, free_bytes(directory_.checkpoints()));
   }
   finish(manifest);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;

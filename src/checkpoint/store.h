@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A run's checkpoints: saving with one atomic commit, keeping the newest few, and resuming. Knows bytes and names, neither models
-// nor optimizers. One per rank, all calls collective, used by one thread.
+// A run's checkpoints: saving with one atomic commit, keeping the newest few, and resuming. Knows bytes and names,
+// neither models nor optimizers. One per rank, all calls collective, used by one thread.
 #pragma once
 
 #include <optional>
@@ -14,8 +14,8 @@
 namespace conclave::checkpoint {
 
 struct StoreOptions {
-  int64_t keep_last = 3;                            // at least 2
-  int64_t max_file_bytes = int64_t{4} << 30;        // a rank's part is split into files of about this size
+  int64_t keep_last = 3;                      // at least 2
+  int64_t max_file_bytes = int64_t{4} << 30;  // a rank's part is split into files of about this size
   RunDirectoryOptions directory;
 };
 
@@ -39,15 +39,16 @@ struct Saved {
 
 class Store {
  public:
-  // Opens or creates the run directory `where` (see RunDirectory for its errors) and sweeps what dead attempts left there.
-  // Throws ConfigError if keep_last is below 2. `failpoints` and `log` outlive the store.
-  Store(comm::Group group, const std::filesystem::path& where, const StoreOptions& options, Failpoints& failpoints, Log& log);
+  // Opens or creates the run directory `where` (see RunDirectory for its errors) and sweeps what dead attempts left
+  // there. Throws ConfigError if keep_last is below 2. `failpoints` and `log` outlive the store.
+  Store(comm::Group group, const std::filesystem::path& where, const StoreOptions& options, Failpoints& failpoints,
+        Log& log);
 
   const RunDirectory& directory() const { return directory_; }
 
-  // Writes the state and commits it by one rename. On return it survives a power cut. On an error, the same on all ranks (IoError
-  // with the bytes needed and free; NumericError for a value that is not finite; OwnedError if the lease is lost), nothing
-  // is left behind and earlier checkpoints are untouched. Roles other than `buffer` must be finite.
+  // Writes the state and commits it by one rename. On return it survives a power cut. On an error, the same on all
+  // ranks (IoError with the bytes needed and free; NumericError for a value that is not finite; OwnedError if the lease
+  // is lost), nothing is left behind and earlier checkpoints are untouched. Roles other than `buffer` must be finite.
   // A checkpoint of the same step is replaced.
   Saved save(const SaveContents& contents, const parallel::StateDict& state);
 

@@ -37,10 +37,14 @@ std::vector<Damage> damages() {
       {"LastDataByte", edit(kShard, [](auto& b) { b.back() ^= 0x80; })},
       {"HeaderLength", edit(kShard, [](auto& b) { b[0] ^= 8; })},
       {"HeaderDigit", edit(kShard, [](auto& b) { b[b.find("data_offsets") + 15] ^= 1; })},
-      {"HeaderPadding", edit(kShard, [](auto& b) { b.insert(data_begin(b), "        "); b[0] = static_cast<char>(b[0] + 8); })},
-      {"ZeroedPage", edit(kShard, [](auto& b) { std::fill(b.begin() + static_cast<long>(data_begin(b)), b.end(), '\0'); })},
-      {"SwapWithThePreviousStep",
-       [](const Scratch& s) { spill(s.step(2) / kShard, slurp(s.step(1) / kShard)); }},
+      {"HeaderPadding", edit(kShard,
+                             [](auto& b) {
+                               b.insert(data_begin(b), "        ");
+                               b[0] = static_cast<char>(b[0] + 8);
+                             })},
+      {"ZeroedPage",
+       edit(kShard, [](auto& b) { std::fill(b.begin() + static_cast<long>(data_begin(b)), b.end(), '\0'); })},
+      {"SwapWithThePreviousStep", [](const Scratch& s) { spill(s.step(2) / kShard, slurp(s.step(1) / kShard)); }},
       {"ManifestOfThePreviousStep",
        [](const Scratch& s) { spill(s.step(2) / "MANIFEST.json", slurp(s.step(1) / "MANIFEST.json")); }},
       {"WholePreviousStep",

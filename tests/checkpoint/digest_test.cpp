@@ -42,7 +42,8 @@ TEST(DigestTest, Xxh3IsThePublishedOneAndStreams) {
   stream.update("6789");
   EXPECT_EQ(stream.finish(), xxh3("123456789"));
   EXPECT_EQ(digest_from_hex(xxh3("abc").hex()), xxh3("abc"));
-  for (const char* bad : {"", "99aa06d3014798d86001c324468d497", "99AA06d3014798d86001c324468d497f", "99aa06d3014798d86001c324468d497fx"})
+  for (const char* bad :
+       {"", "99aa06d3014798d86001c324468d497", "99AA06d3014798d86001c324468d497f", "99aa06d3014798d86001c324468d497fx"})
     EXPECT_THROW(digest_from_hex(bad), DataError) << bad;
 }
 
@@ -69,11 +70,11 @@ TEST(DigestTest, AStatesDigestIgnoresTheOrderInWhichTensorsAreFound) {
 TEST(BoxTest, TilesExactlyOnceOrSaysWhy) {
   const Shape shape = {4, 6};
   EXPECT_NO_THROW(check_tiling(shape, {{{0, 0}, {4, 2}}, {{0, 2}, {1, 4}}, {{1, 2}, {3, 4}}}, "t"));
-  EXPECT_THROW(check_tiling(shape, {{{0, 0}, {4, 2}}, {{0, 2}, {1, 4}}}, "t"), DataError);                     // a hole
-  EXPECT_THROW(check_tiling(shape, {{{0, 0}, {4, 4}}, {{0, 2}, {4, 2}}}, "t"), DataError);                     // hole and overlap
-  EXPECT_THROW(check_tiling(shape, {{{0, 0}, {4, 6}}, {{0, 0}, {1, 1}}}, "t"), DataError);                     // twice
-  EXPECT_THROW(check_tiling(shape, {{{0, 0}, {5, 6}}}, "t"), DataError);                                       // outside
-  EXPECT_THROW(check_tiling(shape, {{{0}, {24}}}, "t"), DataError);                                            // dimensions
+  EXPECT_THROW(check_tiling(shape, {{{0, 0}, {4, 2}}, {{0, 2}, {1, 4}}}, "t"), DataError);  // a hole
+  EXPECT_THROW(check_tiling(shape, {{{0, 0}, {4, 4}}, {{0, 2}, {4, 2}}}, "t"), DataError);  // hole and overlap
+  EXPECT_THROW(check_tiling(shape, {{{0, 0}, {4, 6}}, {{0, 0}, {1, 1}}}, "t"), DataError);  // twice
+  EXPECT_THROW(check_tiling(shape, {{{0, 0}, {5, 6}}}, "t"), DataError);                    // outside
+  EXPECT_THROW(check_tiling(shape, {{{0}, {24}}}, "t"), DataError);                         // dimensions
   EXPECT_THROW(check_tiling({int64_t{1} << 40, int64_t{1} << 40}, {}, "t"), DataError);
   EXPECT_NO_THROW(check_tiling({}, {{{}, {}}}, "t"));
   EXPECT_THROW(check_tiling({}, {{{}, {}}, {{}, {}}}, "t"), DataError);

@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the checkpoint tests share: a scratch folder, a small training state in any layout, ranks as threads, and ways to damage
-// files. Asserts nothing by itself.
+// What the checkpoint tests share: a scratch folder, a small training state in any layout, ranks as threads, and ways
+// to damage files. Asserts nothing by itself.
 #pragma once
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <cstring>
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
-#include <mutex>
 #include <fstream>
 #include <functional>
 #include <list>
+#include <mutex>
 #include <sstream>
 #include <thread>
 
 #include "checkpoint/file.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/store.h"
-#include "comm/local_group.h"
 #include "core/error.h"
 #include "core/random.h"
+#include "support/ranks.h"
 
 namespace conclave::checkpoint {
 
@@ -42,7 +42,8 @@ class Scratch {
   path where_;
 };
 
-// How a state is spread: experts over blocks of `ep` ranks, everything else on every rank; `split` cuts one tensor over all ranks.
+// How a state is spread: experts over blocks of `ep` ranks, everything else on every rank; `split` cuts one tensor over
+// all ranks.
 struct Layout {
   int ep = 1;
   bool split = false;
@@ -60,8 +61,14 @@ class TestState {
       for (int expert = 0; expert < kExperts; ++expert) {
         const int per_rank = kExperts / layout.ep;
         if (expert / per_rank != rank % layout.ep) continue;
-        add({"layers.0.moe.experts." + std::to_string(expert) + ".gate.weight", role, comm::DType::kFloat32, {6, 5}, {0, 0},
-             {6, 5}, {}, rank < layout.ep});
+        add({"layers.0.moe.experts." + std::to_string(expert) + ".gate.weight",
+             role,
+             comm::DType::kFloat32,
+             {6, 5},
+             {0, 0},
+             {6, 5},
+             {},
+             rank < layout.ep});
       }
     }
     const bool last = rank == group.size() - 1;
@@ -97,7 +104,8 @@ class TestState {
     for (int64_t i = 0; i < *volume(entry.shape); ++i) {
       // Element i of the box is global element: all boxes here are whole, or columns of a matrix.
       int64_t global = i;
-      if (entry.shape.size() == 2) global = (i / entry.shape[1]) * entry.global_shape[1] + entry.offset[1] + i % entry.shape[1];
+      if (entry.shape.size() == 2)
+        global = (i / entry.shape[1]) * entry.global_shape[1] + entry.offset[1] + i % entry.shape[1];
       const auto single = static_cast<float>(random.normal(static_cast<uint64_t>(global)));
       const double wide = random.normal(static_cast<uint64_t>(global));
       if (item == 4) std::memcpy(bytes.data() + i * 4, &single, 4);
@@ -161,29 +169,6 @@ struct SingleRun {
   Store store;
 };
 
-// Runs `body` on `size` thread ranks; rethrows the first error.
-inline void on_ranks(int size, const std::function<void(const comm::Group&)>& body) {
-  auto transports = comm::make_local_world(size);
-  std::vector<std::exception_ptr> errors(static_cast<size_t>(size));
-  std::vector<std::thread> threads;
-  for (int rank = 0; rank < size; ++rank)
-    threads.emplace_back([&, rank] {
-      const comm::Group group(transports[static_cast<size_t>(rank)]);
-      try {
-        body(group);
-      } catch (const std::exception& error) {
-        errors[static_cast<size_t>(rank)] = std::current_exception();
-        try {
-          group.abort(1, error.what());
-        } catch (const std::exception&) {  // abort of a thread rank may throw; the others are released
-        }
-      }
-    });
-  for (auto& thread : threads) thread.join();
-  for (const auto& error : errors)
-    if (error) std::rethrow_exception(error);
-}
-
 inline std::string slurp(const path& where) {
   std::ifstream stream(where, std::ios::binary);
   std::stringstream text;
@@ -217,8 +202,9 @@ inline std::string message_of(const std::function<void()>& work) {
 
 inline const std::vector<std::string>& save_failpoints() {
   static const std::vector<std::string> names = {
-      "staging-mkdir", "file-open",       "header",         "mid-chunk",         "before-file-fsync", "after-file-fsync", "gather",
-      "before-manifest", "mid-manifest", "after-manifest", "before-dir-rename", "after-dir-rename",  "mid-latest",       "mid-retention"};
+      "staging-mkdir",     "file-open",        "header",          "mid-chunk",    "before-file-fsync",
+      "after-file-fsync",  "gather",           "before-manifest", "mid-manifest", "after-manifest",
+      "before-dir-rename", "after-dir-rename", "mid-latest",      "mid-retention"};
   return names;
 }
 // The rename that commits comes before these.

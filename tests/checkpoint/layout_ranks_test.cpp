@@ -18,7 +18,7 @@ struct World {
 // One store per rank in one directory; returns rank 0's digest.
 Digest save_in(const World& world, const path& where, int64_t step) {
   Digest digest;
-  on_ranks(world.size, [&](const comm::Group& group) {
+  test::run_ranks(world.size, [&](const comm::Group& group) {
     Failpoints points;
     const auto log = make_silent_log();
     Store store(group, where, quick_options(), points, *log);
@@ -32,20 +32,23 @@ Digest save_in(const World& world, const path& where, int64_t step) {
 // Whether every rank finds `step` with all its bytes, replicas included.
 bool loads_in(const World& world, const path& where, int64_t step) {
   std::atomic<int> good = 0;
-  on_ranks(world.size, [&](const comm::Group& group) {
+  test::run_ranks(world.size, [&](const comm::Group& group) {
     Failpoints points;
     const auto log = make_silent_log();
     Store store(group, where, quick_options(), points, *log);
     TestState state(group, world.layout, 999);
     state.clear();
     const auto manifest = store.resume(request(), state.dict());
-    if (manifest && manifest->step == step && state.same_as(TestState(group, world.layout, static_cast<uint64_t>(step)))) ++good;
+    if (manifest && manifest->step == step &&
+        state.same_as(TestState(group, world.layout, static_cast<uint64_t>(step))))
+      ++good;
   });
   return good == world.size;
 }
 
 std::vector<World> worlds() {
-  return {{1, {1, false}}, {2, {1, false}}, {2, {2, false}}, {4, {2, false}}, {4, {4, false}}, {2, {2, true}}, {4, {1, true}}};
+  return {{1, {1, false}}, {2, {1, false}}, {2, {2, false}}, {4, {2, false}},
+          {4, {4, false}}, {2, {2, true}},  {4, {1, true}}};
 }
 
 TEST(CheckpointLayoutRanksTest, EveryLayoutLoadsWhatEveryOtherSaved) {
@@ -85,10 +88,11 @@ TEST(CheckpointLayoutRanksTest, DamageInOneRanksFileMovesAllRanksBackTogether) {
 }
 
 TEST(CheckpointLayoutRanksTest, AFailureOnOneRankIsTheSameErrorOnAll) {
-  for (const char* point : {"file-open:2:1=errno", "mid-chunk:2:3=errno", "gather:2:2=errno", "before-manifest:2:0=errno"}) {
+  for (const char* point :
+       {"file-open:2:1=errno", "mid-chunk:2:3=errno", "gather:2:2=errno", "before-manifest:2:0=errno"}) {
     const Scratch scratch;
     std::atomic<int> same = 0, resumed = 0;
-    on_ranks(4, [&](const comm::Group& group) {
+    test::run_ranks(4, [&](const comm::Group& group) {
       Failpoints points(point, group.rank());
       const auto log = make_silent_log();
       Store store(group, scratch.run(), quick_options(), points, *log);
@@ -115,7 +119,7 @@ TEST(CheckpointLayoutRanksTest, AMissingKeyOnOneRankIsAnErrorOnAllAndNoHang) {
   const Scratch scratch;
   save_in({2, {2, false}}, scratch.run(), 1);
   std::atomic<int> refused = 0;
-  on_ranks(2, [&](const comm::Group& group) {
+  test::run_ranks(2, [&](const comm::Group& group) {
     Failpoints points;
     const auto log = make_silent_log();
     Store store(group, scratch.run(), quick_options(), points, *log);
@@ -134,7 +138,7 @@ TEST(CheckpointLayoutRanksTest, StateThatIsHeldTwiceOrNowhereIsNotSaved) {
   for (const bool twice : {true, false}) {
     const Scratch scratch;
     std::atomic<int> refused = 0;
-    on_ranks(2, [&](const comm::Group& group) {
+    test::run_ranks(2, [&](const comm::Group& group) {
       Failpoints points;
       const auto log = make_silent_log();
       Store store(group, scratch.run(), quick_options(), points, *log);
@@ -155,7 +159,7 @@ TEST(CheckpointLayoutRanksTest, StateThatIsHeldTwiceOrNowhereIsNotSaved) {
 TEST(CheckpointLayoutRanksTest, RanksThatSaveDifferentStepsAreToldSo) {
   const Scratch scratch;
   std::atomic<int> refused = 0;
-  on_ranks(2, [&](const comm::Group& group) {
+  test::run_ranks(2, [&](const comm::Group& group) {
     Failpoints points;
     const auto log = make_silent_log();
     Store store(group, scratch.run(), quick_options(), points, *log);
@@ -171,7 +175,7 @@ TEST(CheckpointLayoutRanksTest, RanksThatSaveDifferentStepsAreToldSo) {
 
 TEST(AgreementRanksTest, TheLowestFailingRanksErrorReachesAllWithItsType) {
   std::atomic<int> good = 0;
-  on_ranks(3, [&](const comm::Group& group) {
+  test::run_ranks(3, [&](const comm::Group& group) {
     try {
       agree(group, [&] {
         if (group.rank() == 1) throw DataError("broken {}", 1);

@@ -44,14 +44,24 @@ std::vector<Change> changes() {
       {"NoSuchFile", [](J& m) { m["tensors"][0]["chunks"][0]["file"] = 9; }, "not listed"},
       {"BehindTheFile", [](J& m) { m["tensors"][0]["chunks"][0]["begin"] = int64_t{1} << 62; }, "behind the end"},
       {"LengthWrong", [](J& m) { m["tensors"][0]["chunks"][0]["length"] = 16; }, "do not make"},
-      {"ShapeOverflow", [](J& m) { m["tensors"][0]["chunks"][0]["shape"] = {int64_t{1} << 40, int64_t{1} << 40}; }, "do not make"},
+      {"ShapeOverflow",
+       [](J& m) {
+         m["tensors"][0]["chunks"][0]["shape"] = {int64_t{1} << 40, int64_t{1} << 40};
+       },
+       "do not make"},
       {"ChunkGone", [](J& m) { m["tensors"][0]["chunks"] = J::array(); }, "0 of"},
       {"ChunkTwice", [](J& m) { m["tensors"][0]["chunks"].push_back(m["tensors"][0]["chunks"][0]); }, "more elements"},
       {"ChunkMoved", [](J& m) { m["tensors"][0]["chunks"][0]["offset"][0] = 1; }, "outside"},
       {"TensorTwice", [](J& m) { m["tensors"].insert(m["tensors"].begin(), m["tensors"][0]); }, "listed twice"},
       {"TensorName", [](J& m) { m["tensors"][0]["name"] = "a/../b"; }, "no tensor name"},
       {"TensorType", [](J& m) { m["tensors"][0]["dtype"] = "F1"; }, "element type"},
-      {"Deep", [](J& m) { J* at = &m["extra"]["x"]; for (int i = 0; i < 40; ++i) at = &(*at)["x"]; *at = 1; }, "nested deeper"},
+      {"Deep",
+       [](J& m) {
+         J* at = &m["extra"]["x"];
+         for (int i = 0; i < 40; ++i) at = &(*at)["x"];
+         *at = 1;
+       },
+       "nested deeper"},
       {"ExtraIsGone", [](J& m) { m.erase("extra"); }, "'extra' is missing"},
   };
 }
@@ -87,14 +97,16 @@ TEST(ManifestTest, EveryChangedByteAndEveryTruncationShows) {
     changed[i] ^= 0x20;  // also turns letters between upper and lower case
     ASSERT_THROW(parse_manifest(changed, "m"), DataError) << i;
   }
-  for (size_t size = 0; size < text.size(); size += 7) ASSERT_THROW(parse_manifest(text.substr(0, size), "m"), DataError);
+  for (size_t size = 0; size < text.size(); size += 7)
+    ASSERT_THROW(parse_manifest(text.substr(0, size), "m"), DataError);
   EXPECT_THROW(parse_manifest(text + " ", "m"), DataError);
 }
 
 TEST(ManifestTest, AKeyGivenTwiceIsRefused) {
   const std::string text = R"({"a":{"b":1},"a":2)";
   EXPECT_THROW(parse_json(text + "}", "x"), DataError);
-  EXPECT_THAT(message_of([] { parse_json(R"({"a":{"b":1,"b":1}})", "x"); }), testing::HasSubstr("\"b\" is given twice"));
+  EXPECT_THAT(message_of([] { parse_json(R"({"a":{"b":1,"b":1}})", "x"); }),
+              testing::HasSubstr("\"b\" is given twice"));
   EXPECT_NO_THROW(parse_json(R"({"a":{"b":1},"b":1})", "x"));
 }
 

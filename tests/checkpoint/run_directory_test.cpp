@@ -23,7 +23,11 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 // A process that opens the directory, reports through its pipe, and stays.
 class Owner {
  public:
-  explicit Owner(const path& where, const std::function<int(RunDirectory&)>& then = [](RunDirectory&) { ::pause(); return 0; }) {
+  explicit Owner(
+      const path& where, const std::function<int(RunDirectory&)>& then = [](RunDirectory&) {
+        ::pause();
+        return 0;
+      }) {
     std::array<int, 2> ends{};
     if (::pipe(ends.data()) != 0) throw IoError("no pipe");
     pid_ = ::fork();
@@ -111,7 +115,8 @@ TEST(RunDirectoryTest, ADeadOwnersDirectoryIsTakenAtOnce) {
 TEST(RunDirectoryTest, AnOwnerElsewhereLosesItOnlyAfterTheLease) {
   const Scratch scratch;
   std::filesystem::create_directories(scratch.run());
-  for (const std::string lock : {R"({"beat":1,"attempt":"a","host":"elsewhere","pid":1,"space":"x","run":"r"})", "rubbish", ""}) {
+  for (const std::string lock :
+       {R"({"beat":1,"attempt":"a","host":"elsewhere","pid":1,"space":"x","run":"r"})", "rubbish", ""}) {
     spill(scratch.run() / "LOCK", lock);
     const auto start = Clock::now();
     const RunDirectory directory(comm::Group(), scratch.run(), quick(), *make_silent_log());
@@ -184,7 +189,8 @@ TEST(RunDirectoryTest, RefusesWhatIsNoRunDirectory) {
   EXPECT_THROW(open(scratch.where() / "file"), IoError);
   EXPECT_THROW(open("/proc/no"), IoError);
   std::filesystem::create_directories(scratch.run());
-  for (const char* json : {"", "{}", R"({"format":"other","version":1,"run":"x"})", R"({"format":"conclave-run","version":9,"run":"x"})"}) {
+  for (const char* json : {"", "{}", R"({"format":"other","version":1,"run":"x"})",
+                           R"({"format":"conclave-run","version":9,"run":"x"})"}) {
     spill(scratch.run() / "RUN.json", json);
     EXPECT_THROW(open(scratch.run()), DataError) << json;
   }
@@ -205,7 +211,7 @@ TEST(RunDirectoryRanksTest, AllRanksShareOneIdentityAndOneError) {
   const Scratch scratch;
   std::mutex mutex;
   std::vector<std::string> attempts;
-  on_ranks(4, [&](const comm::Group& group) {
+  test::run_ranks(4, [&](const comm::Group& group) {
     const RunDirectory directory(group, scratch.run(), quick(), *make_silent_log());
     const std::scoped_lock hold(mutex);
     attempts.push_back(directory.attempt());
@@ -214,7 +220,7 @@ TEST(RunDirectoryRanksTest, AllRanksShareOneIdentityAndOneError) {
   Owner owner(scratch.run());
   ASSERT_TRUE(owner.owns());
   std::atomic<int> refused = 0;
-  on_ranks(4, [&](const comm::Group& group) {
+  test::run_ranks(4, [&](const comm::Group& group) {
     try {
       RunDirectory(group, scratch.run(), quick(), *make_silent_log());
     } catch (const OwnedError&) {
@@ -227,7 +233,7 @@ TEST(RunDirectoryRanksTest, AllRanksShareOneIdentityAndOneError) {
 TEST(RunDirectoryRanksTest, RanksOnDifferentFoldersAreToldSo) {
   const Scratch scratch;
   std::atomic<int> refused = 0;
-  on_ranks(2, [&](const comm::Group& group) {
+  test::run_ranks(2, [&](const comm::Group& group) {
     auto options = quick();
     options.visible_seconds = 0.2;
     try {

@@ -45,7 +45,7 @@ TEST(SafetensorsGoldenTest, ReadsTheReferenceFile) {
 
 // Bytes that safetensors 0.8 (Python) writes for the same tensors with metadata={"format": "pt"}.
 TEST(SafetensorsGoldenTest, WritesTheBytesOfTheReferenceWriter) {
-  std::vector<TensorInfo> tensors = {{"b", "F32", {2}, 0, 0}, {"a", "F32", {1}, 0, 0}, {"z", "I64", {}, 0, 0},
+  std::vector<TensorInfo> tensors = {{"b", "F32", {2}, 0, 0},     {"a", "F32", {1}, 0, 0},    {"z", "I64", {}, 0, 0},
                                      {"half", "BF16", {3}, 0, 0}, {"y", "F64", {0, 4}, 0, 0}, {"i", "I32", {1}, 0, 0}};
   const auto head = lay_out_safetensors(tensors);
   const std::string json =
@@ -63,7 +63,8 @@ TEST(SafetensorsTest, ReadsForeignNamesMetadataPaddingAndEmptyTensors) {
   const Scratch scratch;
   spill(scratch.where() / "x",
         file_of(R"({"__metadata__":{"format":"pt","by":"ä"},"é/w [0]":{"data_offsets":[0,4],"shape":[4],"dtype":"U8"},)"
-                R"("e":{"dtype":"BF16","shape":[0,7],"data_offsets":[4,4]}}   )", "abcd"));
+                R"("e":{"dtype":"BF16","shape":[0,7],"data_offsets":[4,4]}}   )",
+                "abcd"));
   const SafetensorsFile file(scratch.where() / "x");
   EXPECT_EQ(file.metadata().at("by"), "ä");
   EXPECT_EQ(file.at("é/w [0]").bytes, 4);
@@ -126,8 +127,10 @@ std::vector<Hostile> hostile_files() {
       {"HugeExponent", tensor(R"("dtype":"F32","shape":[1e400],"data_offsets":[0,4])"), "JSON"},
       {"Beyond63Bits", tensor(R"("dtype":"F32","shape":[9223372036854775808],"data_offsets":[0,4])"), "beyond"},
       {"Beyond64Bits", tensor(R"("dtype":"F32","shape":[18446744073709551616],"data_offsets":[0,4])"), "whole number"},
-      {"ProductOverflow", tensor(R"("dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4])"), "impossible"},
-      {"ProductOverflowToZero", tensor(R"("dtype":"U8","shape":[8589934592,8589934592,2],"data_offsets":[0,4])"), "impossible"},
+      {"ProductOverflow", tensor(R"("dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4])"),
+       "impossible"},
+      {"ProductOverflowToZero", tensor(R"("dtype":"U8","shape":[8589934592,8589934592,2],"data_offsets":[0,4])"),
+       "impossible"},
       {"NineDimensions", tensor(R"("dtype":"F32","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,4])"), "8 dimensions"},
       {"OneOffset", tensor(R"("dtype":"F32","shape":[1],"data_offsets":[0])"), "two numbers"},
       {"ThreeOffsets", tensor(R"("dtype":"F32","shape":[1],"data_offsets":[0,4,4])"), "two numbers"},
@@ -136,7 +139,8 @@ std::vector<Hostile> hostile_files() {
       {"BehindTheEnd", tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,8])"), "behind the end"},
       {"ShortData", file_of("{\"a\":{" + good + "}}", "xxx"), "behind the end"},
       {"LongData", file_of("{\"a\":{" + good + "}}", "xxxxx"), "behind the last"},
-      {"ZipBehind", file_of("{\"a\":{" + good + "}}", std::string("xxxxPK\x05\x06") + std::string(18, '\0')), "behind the last"},
+      {"ZipBehind", file_of("{\"a\":{" + good + "}}", std::string("xxxxPK\x05\x06") + std::string(18, '\0')),
+       "behind the last"},
       {"Hole", two(R"([2],"data_offsets":[0,2])", R"([2],"data_offsets":[3,5])", 5), "hole"},
       {"Overlap", two(R"([2],"data_offsets":[0,2])", R"([2],"data_offsets":[1,3])", 3), "overlap"},
       {"StartsLate", tensor(R"("dtype":"U8","shape":[3],"data_offsets":[1,4])"), "hole"},

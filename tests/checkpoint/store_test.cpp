@@ -62,8 +62,8 @@ TEST(StoreTest, SavesTensorsOfSeveralBlocks) {
   std::vector<float> values(5'000'001);
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
   const auto size = static_cast<int64_t>(values.size());
-  const parallel::StateDict state{{"big", "param", comm::DType::kFloat32, {size}, {0}, {size},
-                                   std::as_writable_bytes(std::span(values)), true}};
+  const parallel::StateDict state{
+      {"big", "param", comm::DType::kFloat32, {size}, {0}, {size}, std::as_writable_bytes(std::span(values)), true}};
   run.store.save(contents_at(1), state);
   EXPECT_EQ(run.points.visits().at("mid-chunk"), 3);
   std::fill(values.begin(), values.end(), 0.0f);
@@ -72,7 +72,8 @@ TEST(StoreTest, SavesTensorsOfSeveralBlocks) {
   auto bytes = slurp(scratch.step(1) / "rank-00000.safetensors");
   bytes[9'000'000] ^= 1;
   spill(scratch.step(1) / "rank-00000.safetensors", bytes);
-  EXPECT_THAT(message_of([&] { run.store.resume(request(), state); }), HasSubstr("bytes 8388608 to 16777215 are damaged"));
+  EXPECT_THAT(message_of([&] { run.store.resume(request(), state); }),
+              HasSubstr("bytes 8388608 to 16777215 are damaged"));
 }
 
 TEST(StoreTest, KeepsTheNewestAndLeavesLaterOnesAlone) {
@@ -81,8 +82,7 @@ TEST(StoreTest, KeepsTheNewestAndLeavesLaterOnesAlone) {
   for (const int64_t step : {1, 2, 3, 9}) run.save(step);
   run.save(4);
   run.save(5);
-  EXPECT_THAT(entries(scratch.run() / "checkpoints"),
-              ElementsAre("LATEST", step_name(4), step_name(5), step_name(9)));
+  EXPECT_THAT(entries(scratch.run() / "checkpoints"), ElementsAre("LATEST", step_name(4), step_name(5), step_name(9)));
   EXPECT_THROW(SingleRun(scratch.where() / "other", "", StoreOptions{1, 1, {}}), ConfigError);
 }
 
@@ -186,8 +186,10 @@ TEST(StoreTest, NamesTensorsThatAreMissingExtraOrDifferent) {
     EXPECT_THAT(message_of([&] { run.store.resume(request(), state.dict()); }), HasSubstr(text));
     EXPECT_TRUE(state.same_as(TestState(comm::Group(), {}, 5))) << "read before the check";
   };
-  fails_with([](auto& dict) { dict[0].name = "head.weight"; }, "lacks 1 of the tensors this run needs: head.weight (param)");
-  fails_with([](auto& dict) { dict.erase(dict.begin()); }, "has 1 tensors that this run has no place for: embed.weight (param)");
+  fails_with([](auto& dict) { dict[0].name = "head.weight"; },
+             "lacks 1 of the tensors this run needs: head.weight (param)");
+  fails_with([](auto& dict) { dict.erase(dict.begin()); },
+             "has 1 tensors that this run has no place for: embed.weight (param)");
   fails_with([](auto& dict) { dict[0].global_shape = {8, 37}; }, "embed.weight (param) is F32 [37,8]");
   fails_with([](auto& dict) { dict[0].dtype = comm::DType::kInt32; }, "I32 [37,8] in this run");
   TestState weights(comm::Group(), {}, 5);
