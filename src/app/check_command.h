@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// `conclave check`: everything that can be wrong with a run before anything is allocated. It starts no ranks and reads no
-// token; it looks whether the token files are there.
+// `conclave check`: everything that can be wrong with a run before anything is allocated. It starts no ranks and reads
+// no token; it looks whether the token files are there.
 #pragma once
 
 #include <CLI/CLI.hpp>

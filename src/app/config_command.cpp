@@ -20,7 +20,8 @@ using config::Entry;
 using config::Node;
 
 bool equal(const Node& a, const Node& b) {
-  return a.kind == b.kind && a.text == b.text && std::equal(a.list.begin(), a.list.end(), b.list.begin(), b.list.end(), equal) &&
+  return a.kind == b.kind && a.text == b.text &&
+         std::equal(a.list.begin(), a.list.end(), b.list.begin(), b.list.end(), equal) &&
          std::equal(a.map.begin(), a.map.end(), b.map.begin(), b.map.end(),
                     [](const Entry& x, const Entry& y) { return x.key == y.key && equal(x.value, y.value); });
 }
@@ -90,9 +91,12 @@ void add_config_command(CLI::App& app, std::function<int()>& run) {
   add_config_options(*show, *options);
   auto* views = show->add_option_group("views", "at most one of");
   views->require_option(0, 1);
-  views->add_flag_callback("--resolved", [view] { *view = ConfigView::kResolved; }, "every key with its final value");
-  views->add_flag_callback("--diff-defaults", [view] { *view = ConfigView::kDiffDefaults; }, "only what differs from the defaults");
-  views->add_flag_callback("--origins", [view] { *view = ConfigView::kOrigins; }, "every value with the place it comes from");
+  views->add_flag_callback(
+      "--resolved", [view] { *view = ConfigView::kResolved; }, "every key with its final value");
+  views->add_flag_callback(
+      "--diff-defaults", [view] { *view = ConfigView::kDiffDefaults; }, "only what differs from the defaults");
+  views->add_flag_callback(
+      "--origins", [view] { *view = ConfigView::kOrigins; }, "every value with the place it comes from");
   show->footer("Example: conclave config show configs/tiny.yaml --diff-defaults");
   show->callback([options, view, &run] {
     run = [options, view] {

@@ -10,13 +10,20 @@ namespace {
 
 using Kind = config::Override::Kind;
 
-void add_override(CLI::App& command, ConfigOptions& options, const std::string& name, Kind kind, const std::string& text) {
+void add_override(CLI::App& command, ConfigOptions& options, const std::string& name, Kind kind,
+                  const std::string& text) {
   // Run at each occurrence, so that --set and --unset keep their common order.
   command
       .add_option_function<std::string>(
-          name, [&options, kind](const std::string& value) { options.overrides.push_back({kind, value}); }, text)
+          name,
+          [&options, kind](const std::string& value) {
+            options.overrides.push_back({kind, value});
+          },
+          text)
       ->trigger_on_parse()
-      ->type_name(kind == Kind::kSet ? "PATH=VALUE" : kind == Kind::kSetFile ? "PATH=FILE" : "PATH");
+      ->type_name(kind == Kind::kSet       ? "PATH=VALUE"
+                  : kind == Kind::kSetFile ? "PATH=FILE"
+                                           : "PATH");
 }
 
 }  // namespace

@@ -18,8 +18,8 @@ struct ConfigOptions {
 // Adds them to `command`; `options` must outlive the parsing.
 void add_config_options(CLI::App& command, ConfigOptions& options);
 
-// What to say about a word of the command line that no option or command takes, "--micro-batch-size": the key it stands for
-// or the nearest of `known`. Empty when there is nothing to say.
+// What to say about a word of the command line that no option or command takes, "--micro-batch-size": the key it stands
+// for or the nearest of `known`. Empty when there is nothing to say.
 std::string explain_argument(const std::string& word, const std::vector<std::string>& known);
 
 }  // namespace conclave::app
