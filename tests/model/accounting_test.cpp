@@ -6,10 +6,15 @@
 #include <cmath>
 
 #include "core/error.h"
-#include "model/read_preset.h"
+#include "support/read_yaml.h"
 
 namespace conclave::model {
 namespace {
+
+ModelShape read_preset(const std::string& name) {
+  const auto sections = conclave::testing::read_yaml("configs/presets/" + name + ".yaml");
+  return model_shape(sections.model, sections.moe);
+}
 
 struct Published {
   const char* preset;
@@ -19,7 +24,7 @@ struct Published {
 
 void PrintTo(const Published& published, std::ostream* out) { *out << published.preset; }
 
-class AccountingPublishedExactly : public testing::TestWithParam<Published> {};
+class AccountingPublishedExactly : public ::testing::TestWithParam<Published> {};
 
 TEST_P(AccountingPublishedExactly, ExactCounterGivesTheParametersOfTheReleasedModel) {
   const auto count = count_parameters(read_preset(GetParam().preset), Counter::kExact);
@@ -30,17 +35,17 @@ TEST_P(AccountingPublishedExactly, ExactCounterGivesTheParametersOfTheReleasedMo
 // Totals of OLMoE and Mixtral-8x7B are those of the released weights; the rest was added up independently from
 // config.json.
 INSTANTIATE_TEST_SUITE_P(Presets, AccountingPublishedExactly,
-                         testing::Values(Published{"olmoe-1b-7b", 6'919'161'856, 1'282'017'280},
-                                         Published{"mixtral-8x7b", 46'702'792'704, 12'879'925'248},
-                                         Published{"mixtral-8x22b", 140'630'071'296, 39'161'468'928},
-                                         Published{"dbrx", 131'596'523'520, 36'469'708'800},
-                                         Published{"arctic", 478'584'608'768, 17'318'647'808},
-                                         Published{"deepseek-moe-16b", 16'375'728'128, 2'828'650'496},
-                                         Published{"qwen1.5-moe-a2.7b", 14'315'784'192, 2'689'173'504},
-                                         Published{"small-mixtral", 20'064'512, 7'383'296},
-                                         Published{"small-fine", 28'379'392, 6'359'296}));
+                         ::testing::Values(Published{"olmoe-1b-7b", 6'919'161'856, 1'282'017'280},
+                                           Published{"mixtral-8x7b", 46'702'792'704, 12'879'925'248},
+                                           Published{"mixtral-8x22b", 140'630'071'296, 39'161'468'928},
+                                           Published{"dbrx", 131'596'523'520, 36'469'708'800},
+                                           Published{"arctic", 478'584'608'768, 17'318'647'808},
+                                           Published{"deepseek-moe-16b", 16'375'728'128, 2'828'650'496},
+                                           Published{"qwen1.5-moe-a2.7b", 14'315'784'192, 2'689'173'504},
+                                           Published{"small-mixtral", 20'064'512, 7'383'296},
+                                           Published{"small-fine", 28'379'392, 6'359'296}));
 
-class AccountingPublishedRounded : public testing::TestWithParam<Published> {};
+class AccountingPublishedRounded : public ::testing::TestWithParam<Published> {};
 
 // The publishers round to whole billions and leave the embedding lookup, norms and router out of what is active.
 TEST_P(AccountingPublishedRounded, TotalAndActiveAreWithinHalfAPercent) {
@@ -52,9 +57,9 @@ TEST_P(AccountingPublishedRounded, TotalAndActiveAreWithinHalfAPercent) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, AccountingPublishedRounded,
-                         testing::Values(Published{"dbrx", 132'000'000'000, 36'000'000'000},
-                                         Published{"arctic", 480'000'000'000, 17'000'000'000},
-                                         Published{"mixtral-8x22b", 141'000'000'000, 39'000'000'000}));
+                         ::testing::Values(Published{"dbrx", 132'000'000'000, 36'000'000'000},
+                                           Published{"arctic", 480'000'000'000, 17'000'000'000},
+                                           Published{"mixtral-8x22b", 141'000'000'000, 39'000'000'000}));
 
 struct ReMoe {
   const char* preset;
@@ -64,7 +69,7 @@ struct ReMoe {
 
 void PrintTo(const ReMoe& row, std::ostream* out) { *out << row.preset; }
 
-class AccountingReMoe : public testing::TestWithParam<ReMoe> {};
+class AccountingReMoe : public ::testing::TestWithParam<ReMoe> {};
 
 TEST_P(AccountingReMoe, PaperCounterGivesThePublishedParametersAndFlops) {
   const auto shape = read_preset(GetParam().preset);
@@ -75,8 +80,8 @@ TEST_P(AccountingReMoe, PaperCounterGivesThePublishedParametersAndFlops) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, AccountingReMoe,
-                         testing::Values(ReMoe{"remoe-182m", 182.45, 995}, ReMoe{"remoe-469m", 469.76, 2873},
-                                         ReMoe{"remoe-978m", 978.32, 5991}));
+                         ::testing::Values(ReMoe{"remoe-182m", 182.45, 995}, ReMoe{"remoe-469m", 469.76, 2873},
+                                           ReMoe{"remoe-978m", 978.32, 5991}));
 
 // A small base to vary.
 ModelConfig small_model() {
@@ -97,7 +102,7 @@ struct TwinCase {
 
 void PrintTo(const TwinCase& twin, std::ostream* out) { *out << twin.name; }
 
-class AccountingDenseTwin : public testing::TestWithParam<TwinCase> {};
+class AccountingDenseTwin : public ::testing::TestWithParam<TwinCase> {};
 
 TEST_P(AccountingDenseTwin, HasTheFlopsOfTheMixtureWithoutItsRouter) {
   moe::MoeConfig moe;
@@ -118,7 +123,7 @@ TEST_P(AccountingDenseTwin, HasTheFlopsOfTheMixtureWithoutItsRouter) {
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, AccountingDenseTwin,
-    testing::Values(
+    ::testing::Values(
         TwinCase{"default", [](moe::MoeConfig&) {}},
         TwinCase{"granular", [](moe::MoeConfig& m) { m.granularity = 4, m.top_k = 1; }},
         TwinCase{"shared", [](moe::MoeConfig& m) { m.num_shared_experts = 2, m.expert_hidden_size = 24; }},
