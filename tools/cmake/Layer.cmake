@@ -19,9 +19,25 @@ function(layer name)
       set(CONCLAVE_PCH_OWNER ${target} CACHE INTERNAL "")
     endif()
   endif()
+  verify_headers(${name} "${ARG_TORCH}")
   add_subdirectory(${name})
 endfunction()
 
 function(layer_sources name)
   target_sources(conclave_${name} PRIVATE ${ARGN})
+endfunction()
+
+# Makes every header of the layer compile alone in the target all_verify_interface_header_sets (tools/dev/check_headers builds it),
+# without the precompiled header. A glob on purpose: the header that nobody listed is the one to verify.
+function(verify_headers name torch)
+  file(GLOB_RECURSE headers CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.h")
+  # core has the door to LibTorch but is built without it; those headers are verified with kernels, the lowest layer with tensors.
+  set(doors "${PROJECT_SOURCE_DIR}/src/core/tensor.h" "${PROJECT_SOURCE_DIR}/src/core/precompiled.h")
+  if(NOT torch)
+    list(REMOVE_ITEM headers ${doors})
+  elseif(name STREQUAL "kernels")
+    list(APPEND headers ${doors})
+  endif()
+  target_sources(conclave_${name} PUBLIC FILE_SET HEADERS BASE_DIRS "${PROJECT_SOURCE_DIR}/src" FILES ${headers})
+  set_target_properties(conclave_${name} PROPERTIES VERIFY_INTERFACE_HEADER_SETS ON)
 endfunction()
