@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <optional>
 
 #include "app/opened_run.h"
 #include "comm/world.h"
+#include "data/indexed_dataset.h"
 #include "data/validation_loader.h"
 #include "text/ngram.h"
 #include "train/evaluator.h"
@@ -36,12 +38,8 @@ std::optional<Yardstick> yardstick(const train::RunConfig& config, const data::V
   const data::IndexedReader reader(train->path);
   text::UnigramModel unigram(static_cast<int32_t>(config.model.vocab_size));
   text::BigramModel bigram(static_cast<int32_t>(config.model.vocab_size));
-  std::vector<int32_t> all;
-  for (int64_t d = 0; d < reader.documents(); ++d) {
-    std::vector<int32_t> document(reader.length(d));
-    reader.read(d, 0, document);
-    all.insert(all.end(), document.begin(), document.end());
-  }
+  std::vector<int32_t> all(reader.tokens());
+  reader.read_tokens(0, all);
   unigram.add(all);
   bigram.add(all);
   text::NgramScore one, two;
@@ -126,7 +124,7 @@ void add_eval_command(CLI::App& app, std::function<int()>& run) {
   command->footer("Example:\n  conclave eval runs/quickstart --yardsticks --experts");
   command->callback([options, &run] {
     run = [options] {
-      return comm::run_world([&](comm::World& world) { return world.run([&] { return evaluate_in(world, *options); }); });
+      return comm::run_world([&](comm::World& world) { return evaluate_in(world, *options); });
     };
   });
 }

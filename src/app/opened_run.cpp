@@ -44,7 +44,7 @@ OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, L
   opened.model = std::make_unique<model::Transformer>(transformer_config(opened.config), opened.mesh.ep());
   checkpoint::ResumeRequest request;
   request.check_config = false;
-  request.load.allow_extra_keys = true;
+  request.load.partial = true;
   std::vector<std::vector<int64_t>> counts;
   auto state = train::weight_state(*opened.model, opened.mesh);
   for (auto& entry : train::balance_state(*opened.model, opened.mesh, counts)) state.push_back(entry);

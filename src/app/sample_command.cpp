@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "app/opened_run.h"
+#include "comm/world.h"
 #include "core/random.h"
 #include "model/executor.h"
 
@@ -95,7 +96,12 @@ void add_sample_command(CLI::App& app, std::function<int()>& run) {
   command->add_option("--seed", options->seed, "the same seed writes the same text");
   command->footer("Example:\n  conclave sample runs/quickstart --prompt \"The function returns\" --tokens 60");
   command->callback([options, &run] {
-    run = [options] { return comm::run_alone([&] { return sample(*options); }); };
+    run = [options] {
+      return comm::run_world([&](comm::World& world) {
+        if (world.size() > 1) throw UsageError("conclave sample runs alone\n  Start it without mpirun.");
+        return sample(*options);
+      });
+    };
   });
 }
 

@@ -76,7 +76,9 @@ int train_in(comm::World& world, const TrainOptions& options) {
 
   const char* failpoint_text = std::getenv("CONCLAVE_FAILPOINTS");
   Failpoints failpoints(failpoint_text ? failpoint_text : "", group.rank());
-  checkpoint::Store store(group, where, {.keep_last = config.checkpoint.keep_last}, failpoints, *log);
+  checkpoint::StoreOptions keep;
+  keep.keep_last = config.checkpoint.keep_last;
+  checkpoint::Store store(group, where, keep, failpoints, *log);
   add_log_file(*log, where / "logs", group.rank());
   const train::Surroundings around{kVersion, world.hosts(), group.transport_name(), threads, where};
   const auto environment = train::environment(config, mesh, around);
@@ -109,7 +111,7 @@ void add_train_command(CLI::App& app, std::function<int()>& run) {
     run = [options] {
       block_stop_signals();
       keep_memory();
-      return comm::run_world([&](comm::World& world) { return world.run([&] { return train_in(world, *options); }); });
+      return comm::run_world([&](comm::World& world) { return train_in(world, *options); });
     };
   });
 }
