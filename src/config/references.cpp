@@ -87,7 +87,10 @@ class Expander {
     node.origin.via = "environment " + name;
     const char* value = std::getenv(name.c_str());
     if (value == nullptr || (*value == '\0' && fallback != std::string::npos)) {
-      if (fallback != std::string::npos) return inner.substr(fallback + 2);
+      if (fallback != std::string::npos) {
+        node.origin.via += ", not set";
+        return inner.substr(fallback + 2);
+      }
       refuse(node,
              fmt::format("the environment variable {} is not set; set it or write ${{env:{}:-default}}", name, name));
       return {};

@@ -62,10 +62,17 @@ void check_resume(const RunConfig& config, Rules& rules) {
                             config::did_you_mean(resume, words)));
 }
 
-void require_file(const std::filesystem::path& file, const std::string& key, const std::string& advice, Rules& rules) {
-  std::error_code error;
-  rules.require(std::filesystem::is_regular_file(file, error), {key},
-                fmt::format("no file {}; {}", file.string(), advice));
+// One problem for `file` with each of `endings` that does not exist.
+void require_files(const std::string& file, std::initializer_list<const char*> endings, const std::string& key,
+                   Rules& rules) {
+  std::string missing;
+  for (const char* ending : endings) {
+    std::error_code error;
+    if (std::filesystem::is_regular_file(file + ending, error)) continue;
+    missing += (missing.empty() ? "" : ", no ") + file + ending;
+  }
+  rules.require(missing.empty(), {key},
+                fmt::format("no {}; make it with `conclave data tokenize`, or correct the path", missing));
 }
 
 void make_absolute(std::string& path, const std::string& key, const Rules& rules) {
@@ -74,13 +81,10 @@ void make_absolute(std::string& path, const std::string& key, const Rules& rules
 }
 
 void resolve_sources(Sources& sources, const std::string& path, Rules& rules) {
-  const std::string advice = "make it with `conclave data tokenize`; the path is the name without .bin and .idx";
   for (size_t i = 0; i < sources.size(); ++i) {
     const std::string key = fmt::format("{}[{}].path", path, i);
     make_absolute(sources[i].path, key, rules);
-    if (!rules.options().check_files) continue;
-    require_file(sources[i].path + ".bin", key, advice, rules);
-    require_file(sources[i].path + ".idx", key, advice, rules);
+    if (rules.options().check_files) require_files(sources[i].path, {".bin", ".idx"}, key, rules);
   }
 }
 
@@ -97,11 +101,11 @@ void check_training(const RunConfig& config, Rules& rules) {
 void resolve_paths(RunConfig& config, Rules& rules) {
   resolve_sources(config.data.train, "data.train", rules);
   resolve_sources(config.data.valid, "data.valid", rules);
+  std::string& resume = config.checkpoint.resume;
+  if (resume.find('/') != std::string::npos) make_absolute(resume, "checkpoint.resume", rules);
   if (!config.data.tokenizer) return;
   make_absolute(*config.data.tokenizer, "data.tokenizer", rules);
-  if (rules.options().check_files) {
-    require_file(*config.data.tokenizer, "data.tokenizer", "make it with `conclave data tokenize`", rules);
-  }
+  if (rules.options().check_files) require_files(*config.data.tokenizer, {""}, "data.tokenizer", rules);
 }
 
 }  // namespace conclave::train

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+// Configurations that must be refused, each with the place and the words of its message.
+#include <gmock/gmock.h>
+
+#include <chrono>
+
+#include "config/config_files.h"
+#include "train/run_config.h"
+
+namespace conclave::train {
+namespace {
+
+using testing::HasSubstr;
+
+struct BadConfig {
+  std::string name;
+  std::string yaml;   // from line 3 on, after kModel and kData; a whole file when it begins with "!"
+  std::string place;  // "3:7", or "--set #1"
+  std::string message;
+  std::vector<std::string> sets = {};
+  int64_t ranks = 0;
+};
+std::ostream& operator<<(std::ostream& out, const BadConfig& bad) { return out << bad.name; }
+
+const char* const kModel = "model: {vocab_size: 512, hidden_size: 64, num_layers: 2, num_attention_heads: 4}\n";
+const char* const kData = "data: {train: [{name: a, path: a}], seq_len: 128}\n";
+
+class BadConfigs : public testing::TestWithParam<BadConfig> {};
+
+TEST_P(BadConfigs, AreRefusedWithPlaceAndReason) {
+  const BadConfig& bad = GetParam();
+  const ConfigFiles files;
+  const bool whole = bad.yaml.starts_with("!");
+  const auto file = files.write("run.yaml", whole ? bad.yaml.substr(1) : kModel + std::string(kData) + bad.yaml);
+  std::vector<config::Override> overrides;
+  for (const std::string& set : bad.sets) overrides.push_back({config::Override::Kind::kSet, set});
+  const auto start = std::chrono::steady_clock::now();
+  const std::string message = config_error([&] { load_config(file, overrides, {.world_size = bad.ranks}); });
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  EXPECT_THAT(message, HasSubstr(bad.place.starts_with("--") ? bad.place + ": " : "run.yaml:" + bad.place));
+  EXPECT_THAT(message, HasSubstr(bad.message));
+  EXPECT_THAT(message, HasSubstr("^")) << "no caret";
+  EXPECT_LT(seconds.count(), 1.0);
+}
+
+const std::vector<BadConfig> kSyntax = {
+    {"UnclosedList", "moe: {num_experts: 8\n", "4:1", "not valid YAML"},
+    {"TabIndent", "moe:\n\tnum_experts: 8\n", "4:1", "YAML indents with spaces"},
+    {"TwoDocuments", "---\nmoe: {}\n", "3:1", "one YAML document"},
+    {"Anchor", "moe: &m {num_experts: 8}\n", "3:9", "anchors and aliases"},
+    {"Tag", "moe: {num_experts: !!int 8}\n", "3:20", "tags are not read"},
+    {"NotUtf8", "moe: {num_experts: \xFF}\n", "3:20", "is not text"},
+    {"DeepNesting", "moe: " + std::string(100000, '[') + "\n", "3:37", "deeper than 32"},
+    {"TooLarge", "#" + std::string(1 << 20, 'x') + "\n", "", "larger than 1024 KiB\0"},
+    {"ListAtTop", "!- model\n", "1:1", "consists of sections"},
+    {"SectionTwice", "data: {seq_len: 64}\n", "3:1", "duplicate key 'data', already given in line 2"},
+    {"KeyTwice", "moe:\n  top_k: 1\n  top_k: 2\n", "5:3", "duplicate key 'top_k'"},
+    {"IncludeMissing", "include: [none.yaml]\n", "3:11", "there is no file"},
+    {"IncludeItself", "include: [run.yaml]\n", "3:11", "includes itself"},
+};
+
+const std::vector<BadConfig> kKeys = {
+    {"Empty", "!", "1:1", "model.hidden_size: required, but not given"},
+    {"NoVocabulary", "!model: {hidden_size: 64, num_layers: 2, num_attention_heads: 4}\n", "1:8",
+     "model.vocab_size: required, but not given"},
+    {"NoTrainingData", "!" + std::string(kModel), "1:1", "data.train: no training data"},
+    {"SourceWithoutPath", "!" + std::string(kModel) + "data: {train: [{name: a}]}\n", "2:16",
+     "data.train[0].path: required"},
+    {"UnknownSection", "mode: {}\n", "3:1", "unknown key (did you mean model?)"},
+    {"Misspelt", "moe: {num_expert: 8}\n", "3:7", "moe.num_expert: unknown key (did you mean num_experts?)"},
+    {"Swapped", "moe: {tpo_k: 2}\n", "3:7", "did you mean top_k?"},
+    {"InAnotherSection", "train: {seq_len: 128}\n", "3:9", "unknown key here; it exists as data.seq_len"},
+    {"AtTopLevel", "lr: 1e-3\n", "3:1", "it exists as optim.lr"},
+    {"NameOfHuggingFace", "moe: {num_experts_per_tok: 2}\n", "3:7",
+     "what other stacks call num_experts_per_tok is moe.top_k here"},
+    {"NameOfMixtral", "moe: {num_local_experts: 8}\n", "3:7", "is moe.num_experts here"},
+    {"NameOfNanoGpt", "n_layer: 2\n", "3:1", "is model.num_layers here"},
+    {"NameOfMegatron", "parallel: {tensor_model_parallel_size: 2}\n", "3:12", "is parallel.tp here"},
+    {"NestedMisspelt", "moe: {router: {norm_topk: true}}\n", "3:16", "did you mean norm_topk_prob?"},
+    {"InLossItem", "moe: {balance: {losses: [{coeff: 0.1}]}}\n", "3:27", "did you mean coef?"},
+    {"MergeKey", "moe: {<<: {top_k: 1}}\n", "3:7", "unknown key"},
+    {"SetUnknown", "", "--set #1", "optim.lrr: unknown key (did you mean lr?)", {"optim.lrr=1"}},
+    {"SetWithoutValue", "", "--set #1", "expected --set path=value", {"optim.lr"}},
+};
+
+const std::vector<BadConfig> kValues = {
+    {"BoolYes", "moe: {enabled: yes}\n", "3:16", "write true"},
+    {"BoolOff", "moe: {enabled: off}\n", "3:16", "write false"},
+    {"IntAsFraction", "train: {steps: 1e-3}\n", "3:16", "not a whole number, found '1e-3'"},
+    {"IntAsText", "train: {steps: many}\n", "3:16", "expected a whole number"},
+    {"IntQuoted", "train: {steps: \"100\"}\n", "3:16", "remove the quotes"},
+    {"IntOverflow", "train: {steps: 1e30}\n", "3:16", "too large for a 64-bit integer"},
+    {"IntBeyondReason", "train: {steps: 2000B}\n", "3:16", "at most 1000000000"},
+    {"IntNegative", "train: {steps: -5}\n", "3:16", "must be at least 1"},
+    {"IntOctal", "train: {steps: 0100}\n", "3:16", "leading zero"},
+    {"FloatNan", "optim: {lr: .nan}\n", "3:13", "finite"},
+    {"FloatInfinite", "optim: {lr: .inf}\n", "3:13", "finite"},
+    {"FloatOverflow", "optim: {lr: 1e400}\n", "3:13", "range"},
+    {"FloatText", "optim: {lr: fast}\n", "3:13", "expected a number"},
+    {"LearningRateZero", "optim: {lr: 0}\n", "3:13", "must be greater than 0"},
+    {"BetaOne", "optim: {betas: [0.9, 1.0]}\n", "3:22", "optim.betas[1]: must be at least 0 and less than 1"},
+    {"BetaAlone", "optim: {betas: [0.9]}\n", "3:16", "needs two numbers"},
+    {"BetasScalar", "optim: {betas: 0.9}\n", "3:16", "expected a list"},
+    {"EnumUnknown", "optim: {schedule: cosin}\n", "3:19", "unknown value 'cosin' (did you mean cosine?)"},
+    {"TimeWithSpaces", "train: {hang_timeout: 10 minutes}\n", "3:23", "expected a time"},
+    {"WarmupBeyondWhole", "optim: {warmup: 120%}\n", "3:17", "between 0% and 100%"},
+    {"SectionAsValue", "optim: adamw\n", "3:8", "expected a section"},
+    {"NullWhereNumber", "train: {steps: }\n", "3:16", "expected a single value, found nothing"},
+    {"SetBadValue", "", "--set #2", "optim.lr: expected a number", {"train.steps=5", "optim.lr=abc"}},
+    {"ReferenceCycle", "train: {steps: \"${eval.every}\"}\neval: {every: \"${train.steps}\"}\n", "3:16",
+     "refers to itself"},
+    {"ReferenceUnknown", "train: {steps: \"${train.step}\"}\n", "3:16",
+     "there is no key train.step (did you mean train.steps?)"},
+    {"EnvironmentMissing", "train: {steps: \"${env:CONCLAVE_NOT_SET}\"}\n", "3:16", "CONCLAVE_NOT_SET is not set"},
+    {"NoDecayKind", "optim: {no_decay: [norms]}\n", "3:20", "unknown kind of parameter 'norms' (did you mean norm?)"},
+    {"ResumeTypo", "checkpoint: {resume: atuo}\n", "3:22", "unknown value 'atuo' (did you mean auto?)"},
+    {"DeviceTypo", "train: {device: gpu}\n", "3:17", "unknown value 'gpu'"},
+};
+
+const std::vector<BadConfig> kUnbuilt = {
+    {"TensorParallel", "parallel: {tp: 2}\n", "3:16", "not built yet: tensor parallelism"},
+    {"ExpertTensorParallel", "parallel: {tp: 2, etp: 2}\n", "3:24", "not built yet: tensor parallelism inside experts"},
+    {"ContextParallel", "parallel: {cp: 2}\n", "3:16", "not built yet: context parallelism"},
+    {"PipelineParallel", "parallel: {pp: 2}\n", "3:16", "not built yet: pipeline parallelism"},
+    {"ZeroOne", "parallel: {zero: 1}\n", "3:18", "not built yet: sharding of optimizer state"},
+    {"ZeroTwo", "parallel: {zero: 2}\n", "3:18", "must be 0 or 1"},
+    {"Executor", "parallel: {executor: chunked}\n", "3:22", "not built yet: 'chunked'; built so far: sequential"},
+    {"RankOrder", "parallel: {rank_order: [tp, cp, dp, pp]}\n", "3:24", "not built yet: other orders"},
+    {"Dispatcher", "moe: {dispatch: {type: hierarchical}}\n", "3:24", "built so far: auto, local, alltoall"},
+    {"BackwardRows", "moe: {dispatch: {backward_rows: resend}}\n", "3:33", "not built yet"},
+    {"Payload", "moe: {dispatch: {payload: fp8}}\n", "3:27", "not built yet: 'fp8'"},
+    {"ExpertSets", "moe: {sets: [{num_experts: 8, top_k: 2}]}\n", "3:13",
+     "expert sets of several sizes are not built yet"},
+    {"TopKSchedule", "moe: {top_k: [{until: 100, k: 6}, {k: 1}]}\n", "3:14", "a schedule of top_k is not built yet"},
+    {"Branch", "moe: {branch: parallel}\n", "3:15", "not built yet: 'parallel'"},
+    {"ExpertChoice", "moe: {router: {type: expert_choice}}\n", "3:22", "not built yet: 'expert_choice'"},
+    {"Groups", "moe: {router: {n_group: 4, topk_group: 2}}\n", "3:25", "not built yet: group-limited routing"},
+    {"Replay", "moe: {router: {replay: ids}}\n", "3:24", "not built yet: replaying"},
+    {"DropPolicy", "moe: {capacity: {factor: 1, policy: spill}}\n", "3:37", "built so far: position, score"},
+    {"Mup",
+     "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init: mup}\n" +
+         std::string(kData),
+     "1:83", "not built yet: 'mup'"},
+    {"InitFrom",
+     "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init_from: x}\n" +
+         std::string(kData),
+     "1:88", "not built yet: starting from a checkpoint"},
+    {"Bf16", "train: {precision: bf16}\n", "3:20", "not built yet: 'bf16'"},
+    {"Cuda", "train: {device: cuda}\n", "3:17", "not built yet: 'cuda'"},
+    {"Distill", "train: {distill: x}\n", "3:18", "not built yet: distillation"},
+    {"AsyncCheckpoint", "checkpoint: {async: true}\n", "3:21", "not built yet: saving while training"},
+    {"Tensorboard", "metrics: {tensorboard: true}\n", "3:24", "not built yet: TensorBoard"},
+    {"Recompute", "memory: {recompute: full}\n", "3:21", "not built yet: 'full'"},
+    {"Nccl", "comm: {backend: nccl}\n", "3:17", "not built yet: 'nccl'"},
+    {"Optimizer", "optim: {type: muon}\n", "3:15", "not built yet: 'muon'"},
+};
+
+std::string model(const std::string& more) {
+  return "!model: {vocab_size: 512, hidden_size: 64, num_layers: 2, " + more + "}\n" + kData;
+}
+
+const std::vector<BadConfig> kRelations = {
+    {"WorldTooSmall", "parallel: {dp: 4}\n", "3:16", "takes 4 ranks, but there are 2; leave parallel.dp out", {}, 2},
+    {"ExpertsOverRanks",
+     "moe: {num_experts: 64}\nparallel: {ep: 12}\ntrain: {global_batch_size: 24}\n",
+     "4:16",
+     "64 experts cannot be split over ep=12 (64 % 12 = 4); divisors that fit 24 ranks: 1 2 4 8",
+     {},
+     24},
+    {"ExpertRanksDoNotDivide",
+     "parallel: {ep: 4}\ntrain: {global_batch_size: 6}\n",
+     "3:16",
+     "ep 4 x etp 1 does not divide the 6 ranks of dp x cp x tp; ep may be 1 2 3 6",
+     {},
+     6},
+    {"LocalDispatchOverRanks", "moe: {dispatch: {type: local}}\nparallel: {ep: 2}\n", "3:24",
+     "ep is 2; use auto or alltoall"},
+    {"BatchOverRanks", "train: {global_batch_size: 8, micro_batch_size: 3}\n", "3:28",
+     "8 sequences cannot be split over dp 1 x micro_batch_size 3 (8 % 3 = 2)"},
+    {"CanonicalTree", "train: {global_batch_size: 12}\nparallel: {reduction: canonical}\n", "3:28",
+     "not 12; nearest batches: 8 and 16"},
+    {"CanonicalRows",
+     "!" + std::string(kModel) + "data: {train: [{name: a, path: a}], seq_len: 8}\nparallel: {reduction: canonical}\n",
+     "2:46", "at least 16 tokens, not 8"},
+    {"HeadsOverKvHeads", model("num_attention_heads: 4, num_key_value_heads: 3"), "1:101",
+     "4 attention heads cannot share 3 key/value heads"},
+    {"HiddenOverHeads", model("num_attention_heads: 7"), "1:79", "hidden_size 64 is not a multiple of 7 heads"},
+    {"OddHead", model("num_attention_heads: 4, head_dim: 17"), "1:92", "must be even, not 17"},
+    {"SequenceTooLong", model("num_attention_heads: 4, max_seq_len: 64"), "2:46", "made for at most 64"},
+    {"TooManyLayers",
+     "!model: {vocab_size: 9, hidden_size: 64, num_layers: 1e9, num_attention_heads: 4}\n" + std::string(kData), "1:54",
+     "at most 10000"},
+    {"TopKBeyondExperts", "moe: {num_experts: 4, top_k: 5}\n", "3:30",
+     "5 experts for each token, but a layer has only 4"},
+    {"TopKBeyondOneLayer", "moe: {num_experts: [8, 2], top_k: 3}\n", "3:35", "a layer has only 2"},
+    {"GranularityWidth", "moe: {granularity: 3}\n", "3:20", "width 256 cannot be cut into 3 equal parts (256 % 3 = 1)"},
+    {"LayersLength", "moe: {layers: [1]}\n", "3:15", "has 1 entries, but the model has 2 layers"},
+    {"LayersValues", "moe: {layers: [1, 2]}\n", "3:15", "must be 0 (dense) or 1"},
+    {"ExpertsPerLayer", "moe: {num_experts: [8, 8], layers: [0, 1]}\n", "3:20", "has 2 entries, but 1 layers are MoE"},
+    {"SharedWidthAlone", "moe: {shared_hidden_size: 64}\n", "3:27", "there is no shared expert"},
+    {"SharedGateAlone", "moe: {shared_gate: true}\n", "3:20", "no shared expert to gate"},
+    {"CapacityZero", "moe: {capacity: {factor: 0}}\n", "3:26", "null takes every token (dropless)"},
+    {"EvalCapacityNegative", "moe: {capacity: {eval_factor: -1}}\n", "3:31", "must be greater than 0"},
+    {"SequenceLevel", "moe: {balance: {losses: [{level: sequence, convention: gshard}]}}\n", "3:34",
+     "'gshard' is defined for level micro only"},
+    {"ModelScope", "moe: {balance: {losses: [{scope: model}]}}\n", "3:34", "needs convention huggingface"},
+    {"MinLrAboveLr", "optim: {lr: 1e-4, min_lr: 1e-3}\n", "3:27", "min_lr 0.001 is greater than lr 0.0001"},
+    {"WarmupTooLong", "optim: {warmup: 200}\ntrain: {steps: 100}\n", "3:17", "warm-up of 200 steps in a run of 100"},
+    {"DecayTooLong", "optim: {warmup: 50, decay: 60}\ntrain: {steps: 100}\n", "3:28", "does not fit into 100 steps"},
+    {"KeepOne", "checkpoint: {keep_last: 1}\n", "3:25", "at least 2"},
+    {"SameNameTwice",
+     "!" + std::string(kModel) + "data: {seq_len: 64, train: [{name: a, path: a}, {name: a, path: b}]}\n", "2:56",
+     "'a' names two sources"},
+};
+
+std::string case_name(const testing::TestParamInfo<BadConfig>& info) { return info.param.name; }
+INSTANTIATE_TEST_SUITE_P(Syntax, BadConfigs, testing::ValuesIn(kSyntax), case_name);
+INSTANTIATE_TEST_SUITE_P(Keys, BadConfigs, testing::ValuesIn(kKeys), case_name);
+INSTANTIATE_TEST_SUITE_P(Values, BadConfigs, testing::ValuesIn(kValues), case_name);
+INSTANTIATE_TEST_SUITE_P(Unbuilt, BadConfigs, testing::ValuesIn(kUnbuilt), case_name);
+INSTANTIATE_TEST_SUITE_P(Relations, BadConfigs, testing::ValuesIn(kRelations), case_name);
+
+}  // namespace
+}  // namespace conclave::train
