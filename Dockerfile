@@ -10,6 +10,7 @@ ENV XDG_CACHE_HOME=/opt/cache
 COPY launch/setup launch/setup
 RUN ./launch/setup
 
+# Builds once the NCCL transport exists; until then it stops with a message that says so.
 FROM base AS cuda
 RUN ./launch/setup --cuda
 COPY . .
