@@ -72,8 +72,8 @@ class Hub {
     if (++operation.posted == size()) meeting_->changed.notify_all();
   }
 
-  // Waits until every rank has posted, then lets this rank in: it may read everybody's buffers until exit(). The reference is
-  // good as long.
+  // Waits until every rank has posted, then lets this rank in: it may read everybody's buffers until exit(). The
+  // reference is good as long.
   Operation& enter(int64_t number) {
     std::unique_lock lock(meeting_->mutex);
     Operation& operation = operations_.at(number);
@@ -169,9 +169,12 @@ class Visit {
 template <typename T>
 T reduced(T a, T b, Reduce op) {
   switch (op) {
-    case Reduce::kSum: return a + b;
-    case Reduce::kMin: return std::min(a, b);
-    case Reduce::kMax: return std::max(a, b);
+    case Reduce::kSum:
+      return a + b;
+    case Reduce::kMin:
+      return std::min(a, b);
+    case Reduce::kMax:
+      return std::max(a, b);
   }
   throw BugError("internal error: unknown reduction");
 }
@@ -189,10 +192,14 @@ void reduce_range(const std::vector<Posting>& postings, int64_t begin, int64_t e
 
 void reduce_range(DType dtype, const std::vector<Posting>& postings, int64_t begin, int64_t end, Reduce op) {
   switch (dtype) {
-    case DType::kFloat32: return reduce_range<float>(postings, begin, end, op);
-    case DType::kFloat64: return reduce_range<double>(postings, begin, end, op);
-    case DType::kInt32: return reduce_range<int32_t>(postings, begin, end, op);
-    case DType::kInt64: return reduce_range<int64_t>(postings, begin, end, op);
+    case DType::kFloat32:
+      return reduce_range<float>(postings, begin, end, op);
+    case DType::kFloat64:
+      return reduce_range<double>(postings, begin, end, op);
+    case DType::kInt32:
+      return reduce_range<int32_t>(postings, begin, end, op);
+    case DType::kInt64:
+      return reduce_range<int64_t>(postings, begin, end, op);
   }
 }
 
@@ -233,9 +240,8 @@ class LocalTransport : public Transport {
     std::vector<int> members;
     for (int r = 0; r < size(); ++r)
       if (operation.postings[r].numbers[0] == color) members.push_back(r);
-    std::stable_sort(members.begin(), members.end(), [&](int a, int b) {
-      return operation.postings[a].numbers[1] < operation.postings[b].numbers[1];
-    });
+    std::stable_sort(members.begin(), members.end(),
+                     [&](int a, int b) { return operation.postings[a].numbers[1] < operation.postings[b].numbers[1]; });
     auto part = hub_->part(operation, color, members);
     const auto place = std::find(members.begin(), members.end(), rank_) - members.begin();
     visit->finish();
@@ -256,8 +262,7 @@ class LocalTransport : public Transport {
 
   void all_gather_v(std::span<const std::byte> send, std::span<std::byte> recv,
                     std::span<const int64_t> recv_bytes) override {
-    const auto visit =
-        start(fmt::format("all_gather({} bytes)", fmt::join(recv_bytes, ", ")), {.send = send.data()});
+    const auto visit = start(fmt::format("all_gather({} bytes)", fmt::join(recv_bytes, ", ")), {.send = send.data()});
     const Operation& operation = visit->enter();
     std::byte* to = recv.data();
     for (int r = 0; r < size(); ++r) {
@@ -279,8 +284,7 @@ class LocalTransport : public Transport {
 
   Work start_all_to_all_v(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
                           std::span<std::byte> recv, std::span<const int64_t> recv_bytes) override {
-    auto visit =
-        start("all_to_all", {.send = send.data(), .numbers = {send_bytes.begin(), send_bytes.end()}});
+    auto visit = start("all_to_all", {.send = send.data(), .numbers = {send_bytes.begin(), send_bytes.end()}});
     std::vector<int64_t> expected(recv_bytes.begin(), recv_bytes.end());
     return Work([visit = std::move(visit), to = recv.data(), expected = std::move(expected)] {
       receive_pieces(*visit, to, expected);

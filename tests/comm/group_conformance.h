@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every transport has to do: one list of cases, run over threads in base_tests and over processes in launched_tests.
+// What every transport has to do: one list of cases, run over threads in base_tests and over processes in
+// launched_tests.
 #pragma once
 
 #include <gtest/gtest.h>
