@@ -81,7 +81,7 @@ TEST(TreeReduceTest, BuffersAreLogarithmicAndKept) {
     TreeAccumulator<float> tree(16);
     accumulate(tree, 0, n, 16);
     EXPECT_EQ(tree.buffers(), std::bit_width(static_cast<uint64_t>(n))) << n;
-    const float* const first = tree.finish().data();
+    const float* const first = accumulate(tree, 0, n, 16).data();
     for (int step = 0; step < 3; ++step) EXPECT_EQ(accumulate(tree, 0, n, 16).data(), first);
     EXPECT_EQ(tree.buffers(), std::bit_width(static_cast<uint64_t>(n))) << n;
   }
