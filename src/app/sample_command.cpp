@@ -59,7 +59,7 @@ int32_t draw(std::span<const float> logits, const SampleOptions& options, double
 
 int sample(const SampleOptions& options) {
   at::set_num_threads(rank_threads(static_cast<int>(std::thread::hardware_concurrency())));
-  const auto log = make_log(0);
+  const auto log = make_silent_log();  // the text is the output
   auto opened = open_run(options.run, comm::Group(), *log);
   const auto tokenizer = open_tokenizer(opened.config);
   auto tokens = tokenizer.encode(options.prompt);
