@@ -16,11 +16,12 @@ struct Failure {
 // `error` as a failure: conclave's own errors keep their code; anything else is a bug (70).
 Failure failure_of(std::exception_ptr error);
 
-// The failure to act on: the lowest rank's, but a lost peer only when nothing else is known. At least one rank has failed.
+// The failure to act on: the lowest rank's, but a lost peer only when nothing else is known. At least one rank has
+// failed.
 const Failure& first_cause(const std::vector<Failure>& by_rank);
 
-// One block for all failures. Equal ones are said once; the message alone when every rank failed alike, otherwise each behind
-// "ranks 2-3 on host: ". Lost peers are left out when another cause is known. `hosts` is by rank.
+// One block for all failures. Equal ones are said once; the message alone when every rank failed alike, otherwise each
+// behind "ranks 2-3 on host: ". Lost peers are left out when another cause is known. `hosts` is by rank.
 std::string describe_failures(const std::vector<Failure>& by_rank, const std::vector<std::string>& hosts);
 
 }  // namespace conclave::comm

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A group of ranks: a value with rank, size and split. A group of one is the identity, so callers never ask whether the run is
-// distributed. Groups move bytes; they know no tensors. Every verb is collective: all ranks of the group call it in the
-// same order. Ranks are threads of one process, MPI processes or (later) NCCL peers; see world.h.
+// A group of ranks: a value with rank, size and split. A group of one is the identity, so callers never ask whether the
+// run is distributed. Groups move bytes; they know no tensors. Every verb is collective: all ranks of the group call it
+// in the same order. Ranks are threads of one process, MPI processes or (later) NCCL peers; see world.h.
 #pragma once
 
 #include <cstddef>
@@ -20,8 +20,9 @@ enum class Reduce { kSum, kMin, kMax };
 
 size_t bytes_of(DType dtype);
 
-// An operation under way. finish() waits for it; until then the caller neither writes the send buffer nor touches the receive
-// buffer. Finish works in the order they were started, on every rank. Only a rank that fails may drop one unfinished.
+// An operation under way. finish() waits for it; until then the caller neither writes the send buffer nor touches the
+// receive buffer. Finish works in the order they were started, on every rank. Only a rank that fails may drop one
+// unfinished.
 class Work {
  public:
   Work() = default;
@@ -36,8 +37,8 @@ class Work {
   std::function<void()> finish_;
 };
 
-// What a transport implements: one object per rank and group. Sizes are bytes; Group has already checked that they fit together.
-// Verbs throw CommError when a peer or the network is lost.
+// What a transport implements: one object per rank and group. Sizes are bytes; Group has already checked that they fit
+// together. Verbs throw CommError when a peer or the network is lost.
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -47,15 +48,16 @@ class Transport {
   virtual std::shared_ptr<Transport> split(int color, int key) = 0;
   virtual void barrier() = 0;
   virtual void broadcast(std::span<std::byte> data, int root) = 0;
-  // recv_bytes[r] come from rank r, packed in rank order; the same list on every rank. `send` may be its own place in `recv`.
+  // recv_bytes[r] come from rank r, packed in rank order; the same list on every rank. `send` may be its own place in
+  // `recv`.
   virtual void all_gather_v(std::span<const std::byte> send, std::span<std::byte> recv,
                             std::span<const int64_t> recv_bytes) = 0;
   virtual void all_reduce(std::span<std::byte> data, DType dtype, Reduce op) = 0;
   // send_bytes[r] bytes go to rank r, packed in rank order; recv_bytes[r] come from rank r.
   virtual Work start_all_to_all_v(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
                                   std::span<std::byte> recv, std::span<const int64_t> recv_bytes) = 0;
-  // Ends the whole job at once, every rank, with `code`. Does not return for processes; thread ranks poison the group, so
-  // that the others throw CommError instead of waiting.
+  // Ends the whole job at once, every rank, with `code`. Does not return for processes; thread ranks poison the group,
+  // so that the others throw CommError instead of waiting.
   virtual void abort(int code, const std::string& reason) = 0;
 };
 
@@ -84,8 +86,8 @@ class Group {
     const std::vector<int64_t> bytes(size(), static_cast<int64_t>(send.size_bytes()));
     all_gather_bytes(std::as_bytes(send), std::as_writable_bytes(recv), bytes);
   }
-  // Pieces of different sizes: recv_counts[r] elements come from rank r; every rank passes the same counts. `send` may be its
-  // own place in `recv`.
+  // Pieces of different sizes: recv_counts[r] elements come from rank r; every rank passes the same counts. `send` may
+  // be its own place in `recv`.
   template <typename T>
   void all_gather_v(std::span<const T> send, std::span<T> recv, std::span<const int64_t> recv_counts) const {
     all_gather_bytes(std::as_bytes(send), std::as_writable_bytes(recv), scaled(recv_counts, sizeof(T)));
@@ -96,7 +98,8 @@ class Group {
     all_gather(std::span<const T>(&value, 1), std::span<T>(all));
     return all;
   }
-  // In place. The order of a floating-point sum is the transport's: parallel/tree_reduce.h has the order that is a promise.
+  // In place. The order of a floating-point sum is the transport's: parallel/tree_reduce.h has the order that is a
+  // promise.
   void all_reduce(std::span<float> data, Reduce op = Reduce::kSum) const;
   void all_reduce(std::span<double> data, Reduce op = Reduce::kSum) const;
   void all_reduce(std::span<int32_t> data, Reduce op = Reduce::kSum) const;

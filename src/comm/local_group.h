@@ -10,8 +10,8 @@
 
 namespace conclave::comm {
 
-// One transport per rank, for `size` threads; transport r belongs to the thread that plays rank r. Calls that do not fit
-// together (other verb, other size) throw BugError. After abort() every waiting or later call of any group split
+// One transport per rank, for `size` threads; transport r belongs to the thread that plays rank r. Calls that do not
+// fit together (other verb, other size) throw BugError. After abort() every waiting or later call of any group split
 // from this world throws CommError naming the rank and its reason.
 std::vector<std::shared_ptr<Transport>> make_local_world(int size);
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How failing ranks find each other: each sends its failure to all others and looks, for a while, whether theirs arrive.
+// How failing ranks find each other: each sends its failure to all others and looks, for a while, whether theirs
+// arrive.
 #include <mpi.h>
 
 #include <algorithm>
@@ -13,8 +14,8 @@
 namespace conclave::comm {
 namespace {
 
-// Fixed size, so that nobody has to ask how long a message is. Longer ones are cut here; the rank that prints has its own
-// in full.
+// Fixed size, so that nobody has to ask how long a message is. Longer ones are cut here; the rank that prints has its
+// own in full.
 struct Record {
   int32_t code = 0;
   char message[8188] = "";

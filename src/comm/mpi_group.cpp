@@ -35,25 +35,32 @@ class Communicator {
 
 MPI_Datatype mpi_type(DType dtype) {
   switch (dtype) {
-    case DType::kFloat32: return MPI_FLOAT;
-    case DType::kFloat64: return MPI_DOUBLE;
-    case DType::kInt32: return MPI_INT32_T;
-    case DType::kInt64: return MPI_INT64_T;
+    case DType::kFloat32:
+      return MPI_FLOAT;
+    case DType::kFloat64:
+      return MPI_DOUBLE;
+    case DType::kInt32:
+      return MPI_INT32_T;
+    case DType::kInt64:
+      return MPI_INT64_T;
   }
   throw BugError("internal error: unknown element type");
 }
 
 MPI_Op mpi_op(Reduce op) {
   switch (op) {
-    case Reduce::kSum: return MPI_SUM;
-    case Reduce::kMin: return MPI_MIN;
-    case Reduce::kMax: return MPI_MAX;
+    case Reduce::kSum:
+      return MPI_SUM;
+    case Reduce::kMin:
+      return MPI_MIN;
+    case Reduce::kMax:
+      return MPI_MAX;
   }
   throw BugError("internal error: unknown reduction");
 }
 
-// The messages of one all-to-all. Dropped unfinished it takes its receives back, so that a late message does not land in
-// memory that is somebody else's by then.
+// The messages of one all-to-all. Dropped unfinished it takes its receives back, so that a late message does not land
+// in memory that is somebody else's by then.
 class Exchange {
  public:
   Exchange(std::shared_ptr<Communicator> comm, int64_t piece_bytes, int tag)
@@ -164,8 +171,8 @@ class MpiTransport : public Transport {
     });
   }
 
-  // Own messages instead of MPI_Ialltoallv: counts beyond int need no agreement between the ranks, and on slow links the
-  // pieces keep both directions busy where one long message does not.
+  // Own messages instead of MPI_Ialltoallv: counts beyond int need no agreement between the ranks, and on slow links
+  // the pieces keep both directions busy where one long message does not.
   Work start_all_to_all_v(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
                           std::span<std::byte> recv, std::span<const int64_t> recv_bytes) override {
     const std::vector<int64_t> from = offsets_of(send_bytes);
@@ -215,7 +222,8 @@ MpiSession::MpiSession() : unwinding_(std::uncaught_exceptions()) {
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   if (provided < MPI_THREAD_MULTIPLE)
     throw CommError(
-        "this MPI offers thread level {} of {} (MPI_THREAD_MULTIPLE), which transfers beside the computation need; use an "
+        "this MPI offers thread level {} of {} (MPI_THREAD_MULTIPLE), which transfers beside the computation need; use "
+        "an "
         "Open MPI built with --enable-mpi-thread-multiple (Debian's is)",
         provided, MPI_THREAD_MULTIPLE);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ranks as processes under Open MPI: host memory only. It does not notice a lost peer (Open MPI 4 ends the job or hangs; the
-// watchdog and the launcher's keepalive answer that); MPI's own errors become CommError.
+// Ranks as processes under Open MPI: host memory only. It does not notice a lost peer (Open MPI 4 ends the job or
+// hangs; the watchdog and the launcher's keepalive answer that); MPI's own errors become CommError.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@
 
 namespace conclave::comm {
 
-// MPI from MPI_Init_thread to MPI_Finalize; main (through World) makes the only one. While an exception unwinds through it,
-// it does not finalize: that would wait for ranks that are elsewhere.
+// MPI from MPI_Init_thread to MPI_Finalize; main (through World) makes the only one. While an exception unwinds through
+// it, it does not finalize: that would wait for ranks that are elsewhere.
 class MpiSession {
  public:
   MpiSession();  // throws CommError unless MPI_THREAD_MULTIPLE is there
@@ -24,7 +24,8 @@ class MpiSession {
   int unwinding_;
 };
 
-// Where messages are cut. Open MPI counts in int, so nothing above 2 GiB passes in one call; small values are for tests.
+// Where messages are cut. Open MPI counts in int, so nothing above 2 GiB passes in one call; small values are for
+// tests.
 struct MpiLimits {
   int64_t collective_bytes = int64_t{1} << 30;
   // All-to-all pieces: short enough to overlap with work on the first ones, long enough to fill a link.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ranks as processes with a GPU each, over NCCL. The build takes nccl_group.cpp with the cuda preset and no_nccl.cpp, which
-// only says so, without it.
+// Ranks as processes with a GPU each, over NCCL. The build takes nccl_group.cpp with the cuda preset and no_nccl.cpp,
+// which only says so, without it.
 #pragma once
 
 #include <memory>

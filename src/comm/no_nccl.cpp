@@ -6,7 +6,8 @@ namespace conclave::comm {
 
 std::shared_ptr<Transport> make_nccl_world(const Group&) {
   throw ConfigError(
-      "comm.backend: nccl: this conclave was built without NCCL; configure with the cuda preset (cmake --preset cuda), or "
+      "comm.backend: nccl: this conclave was built without NCCL; configure with the cuda preset (cmake --preset cuda), "
+      "or "
       "use comm.backend: mpi");
 }
 

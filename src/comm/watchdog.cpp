@@ -54,8 +54,10 @@ void Watchdog::watch() {
 
 std::string Watchdog::report(double elapsed) const {
   return fmt::format(
-      "rank {}: nothing has moved for {:.1f} s (train.hang_timeout is {:g} s): step {}, in {}. A peer has died, hangs or "
-      "is much slower, or the network is cut. The job ends with code {}; the same command continues from the last checkpoint.",
+      "rank {}: nothing has moved for {:.1f} s (train.hang_timeout is {:g} s): step {}, in {}. A peer has died, hangs "
+      "or "
+      "is much slower, or the network is cut. The job ends with code {}; the same command continues from the last "
+      "checkpoint.",
       rank_, elapsed, seconds_, step_.load(std::memory_order_relaxed), operation_.load(std::memory_order_relaxed),
       static_cast<int>(ExitCode::kHang));
 }

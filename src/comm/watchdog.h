@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ends a process whose step no longer moves: a hung collective gives no error, only silence. Its thread never calls MPI, which
-// may be what hangs; the launcher ends the other ranks when this one is gone.
+// Ends a process whose step no longer moves: a hung collective gives no error, only silence. Its thread never calls
+// MPI, which may be what hangs; the launcher ends the other ranks when this one is gone.
 #pragma once
 
 #include <atomic>

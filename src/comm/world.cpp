@@ -69,7 +69,8 @@ World::World() {
     const int promised = std::max(environment_number("OMPI_COMM_WORLD_SIZE"), environment_number("PMI_SIZE"));
     if (promised > 1 && group_.size() == 1)
       throw CommError(
-          "the launcher started {} processes, but each sees itself alone: it belongs to another MPI than the one conclave is "
+          "the launcher started {} processes, but each sees itself alone: it belongs to another MPI than the one "
+          "conclave is "
           "built with; use Open MPI's mpirun",
           promised);
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The rendezvous: who takes part, on which host, with how many cores, over which transport, and how the job ends when one of
-// them fails. Under mpirun (or a launcher that speaks PMI) the ranks are its processes; otherwise the world is this process alone
-// and MPI is never touched.
+// The rendezvous: who takes part, on which host, with how many cores, over which transport, and how the job ends when
+// one of them fails. Under mpirun (or a launcher that speaks PMI) the ranks are its processes; otherwise the world is
+// this process alone and MPI is never touched.
 #pragma once
 
 #include <functional>
@@ -27,16 +27,17 @@ class World {
   const std::vector<std::string>& hosts() const { return hosts_; }  // by rank
   int local_rank() const { return local_rank_; }                    // among the ranks of this host
   int local_size() const { return local_size_; }
-  // Cores that belong to this rank: its CPU set, shared evenly with the ranks of this host that were given the same set.
+  // Cores that belong to this rank: its CPU set, shared evenly with the ranks of this host that were given the same
+  // set.
   int cores() const { return cores_; }
 
-  // All ranks, over `backend` (auto, mpi, nccl; the configuration's comm.backend). Collective. Throws ConfigError for one that
-  // is unknown or not built in.
+  // All ranks, over `backend` (auto, mpi, nccl; the configuration's comm.backend). Collective. Throws ConfigError for
+  // one that is unknown or not built in.
   Group group(const std::string& backend = "auto") const;
 
   // Runs this rank's part and returns the process's exit code. When `body` throws on every rank, rank 0 prints and all
-  // return; when it throws on some, the lowest of them prints one block and ends the job, within seconds, with the code of
-  // its error.
+  // return; when it throws on some, the lowest of them prints one block and ends the job, within seconds, with the code
+  // of its error.
   int run(const std::function<int()>& body);
 
  private:

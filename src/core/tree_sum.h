@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one order in which things numbered 0..n-1 are added wherever a sum must not depend on how they were dealt out: a fixed
-// binary tree. A range splits at the largest power of two below its size, so blocks of 2^j aligned things are whole
-// subtrees, and what is left over is folded from the smallest block to the largest: 14 = 8 + (4 + 2).
+// The one order in which things numbered 0..n-1 are added wherever a sum must not depend on how they were dealt out: a
+// fixed binary tree. A range splits at the largest power of two below its size, so blocks of 2^j aligned things are
+// whole subtrees, and what is left over is folded from the smallest block to the largest: 14 = 8 + (4 + 2).
 #pragma once
 
 #include <bit>

@@ -19,7 +19,9 @@ class StepCounter {
     check(micro_batches > 0 && micro_batches % dp == 0, "dp divides the micro-batches of a step");
     left_ = micro_batches / dp;
   }
-  void check_open() const { check(left_ > 0, "gradients are written between begin_step and the last micro_batch_done"); }
+  void check_open() const {
+    check(left_ > 0, "gradients are written between begin_step and the last micro_batch_done");
+  }
   void done() {
     check_open();
     --left_;
@@ -44,7 +46,8 @@ class CanonicalReducer : public GradientReducer<T> {
   void begin_step(int64_t micro_batches) override {
     if (!tree_fits(micro_batches, dp_))
       throw ConfigError(
-          "parallel.reduction: canonical needs a power of two of micro-batches per data-parallel rank, but {} micro-batches "
+          "parallel.reduction: canonical needs a power of two of micro-batches per data-parallel rank, but {} "
+          "micro-batches "
           "over dp {} do not give that; change train.global_batch_size, train.micro_batch_size or parallel.dp, or take "
           "reduction: fast",
           micro_batches, dp_);
@@ -150,8 +153,8 @@ int64_t gradient_bytes(Reduction reduction, int64_t micro_batches, int64_t dp, i
   if (reduction == Reduction::kFast) return item * (dense + expert);
   const int64_t local = std::max<int64_t>(micro_batches / dp, 1);
   const int64_t buffers = std::bit_width(static_cast<uint64_t>(local));
-  return item * (buffers * (dense + ep * expert) + exchanged_elements(dense, dp, 1) +
-                 exchanged_elements(expert, dp / ep, ep));
+  return item *
+         (buffers * (dense + ep * expert) + exchanged_elements(dense, dp, 1) + exchanged_elements(expert, dp / ep, ep));
 }
 
 template class GradientReducer<float>;

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Collects weight gradients over the micro-batches of a step and sums them over the ranks: dense ones over dp, those of local
-// experts over edp. Sums only; whoever holds the token count divides once. It knows no tensors: gradients are two flat
-// ranges, dense and expert, in the layout of the parameters.
+// Collects weight gradients over the micro-batches of a step and sums them over the ranks: dense ones over dp, those of
+// local experts over edp. Sums only; whoever holds the token count divides once. It knows no tensors: gradients are two
+// flat ranges, dense and expert, in the layout of the parameters.
 //
 // The order of a step, the same on all ranks:
 //   begin_step(M); for each own micro-batch: add into dense_gradient() and expert_gradient(s) for every source s, then
 //   micro_batch_done(); finish(); dense() and expert() are the sums until the next begin_step.
-// A *source* is the rank of the ep group whose tokens the gradient comes from: local experts work for the tokens of all ep ranks
-// at the same local step. `canonical` sums each source's micro-batches apart, as the tree over the global micro-batch index needs
-// it (contract 8), at the price of ep times the expert buffers; `fast` has one buffer for all, in the transport's order.
+// A *source* is the rank of the ep group whose tokens the gradient comes from: local experts work for the tokens of all
+// ep ranks at the same local step. `canonical` sums each source's micro-batches apart, as the tree over the global
+// micro-batch index needs it (contract 8), at the price of ep times the expert buffers; `fast` has one buffer for all,
+// in the transport's order.
 #pragma once
 
 #include <cstdint>
@@ -21,9 +22,9 @@
 namespace conclave::parallel {
 
 struct GradientLayout {
-  comm::Group dp;    // ranks with the same dense weights
-  comm::Group edp;   // ranks with the same experts; dp = edp * ep, dp rank = edp rank * ep + ep rank
-  int64_t ep = 1;    // sources per rank
+  comm::Group dp;      // ranks with the same dense weights
+  comm::Group edp;     // ranks with the same experts; dp = edp * ep, dp rank = edp rank * ep + ep rank
+  int64_t ep = 1;      // sources per rank
   int64_t dense = 0;   // elements
   int64_t expert = 0;  // elements, of this rank's experts
 };
@@ -50,6 +51,7 @@ template <typename T>
 std::unique_ptr<GradientReducer<T>> make_gradient_reducer(Reduction reduction, const GradientLayout& layout);
 
 // Memory a reducer of floats holds, in bytes, in a step of `micro_batches`: for `conclave check` and `info`.
-int64_t gradient_bytes(Reduction reduction, int64_t micro_batches, int64_t dp, int64_t ep, int64_t dense, int64_t expert);
+int64_t gradient_bytes(Reduction reduction, int64_t micro_batches, int64_t dp, int64_t ep, int64_t dense,
+                       int64_t expert);
 
 }  // namespace conclave::parallel

@@ -34,14 +34,15 @@ bool divides_either_way(int64_t a, int64_t b) { return a % b == 0 || b % a == 0;
 std::optional<int64_t> stage_size(const ParallelConfig& c, int64_t world, std::vector<MeshProblem>& problems) {
   const int64_t others = c.pp * c.cp * c.tp;
   if (c.dp && *c.dp * others != world) {
-    problems.push_back({"parallel.dp", fmt::format("pp {} x dp {} x cp {} x tp {} make {} ranks, but {} run; start with "
-                                                   "mpirun -n {}, or leave dp out",
-                                                   c.pp, *c.dp, c.cp, c.tp, *c.dp * others, world, *c.dp * others)});
+    problems.push_back(
+        {"parallel.dp", fmt::format("pp {} x dp {} x cp {} x tp {} make {} ranks, but {} run; start with "
+                                    "mpirun -n {}, or leave dp out",
+                                    c.pp, *c.dp, c.cp, c.tp, *c.dp * others, world, *c.dp * others)});
     return std::nullopt;
   }
   if (world % others != 0) {
-    problems.push_back({"parallel", fmt::format("pp {} x cp {} x tp {} = {} does not divide the {} ranks that run", c.pp,
-                                                c.cp, c.tp, others, world)});
+    problems.push_back({"parallel", fmt::format("pp {} x cp {} x tp {} = {} does not divide the {} ranks that run",
+                                                c.pp, c.cp, c.tp, others, world)});
     return std::nullopt;
   }
   return world / c.pp;
@@ -68,13 +69,15 @@ std::vector<MeshProblem> mesh_problems(const ParallelConfig& c, int64_t world) {
   const std::optional<int64_t> stage = stage_size(c, world, problems);
   const int64_t expert = c.ep * c.etp;
   if (stage && *stage % expert != 0)
-    problems.push_back({"parallel.ep", fmt::format("ep {} x etp {} = {} does not divide dp x cp x tp = {}; ep spreads the "
-                                                   "experts over these ranks, it adds none",
-                                                   c.ep, c.etp, expert, *stage)});
+    problems.push_back(
+        {"parallel.ep", fmt::format("ep {} x etp {} = {} does not divide dp x cp x tp = {}; ep spreads the "
+                                    "experts over these ranks, it adds none",
+                                    c.ep, c.etp, expert, *stage)});
   if (c.tp % c.etp != 0) problems.push_back({"parallel.etp", fmt::format("etp {} does not divide tp {}", c.etp, c.tp)});
   if (!divides_either_way(expert, c.cp * c.tp))
-    problems.push_back({"parallel.ep", fmt::format("ep {} x etp {} = {} neither divides cp x tp = {} nor is a multiple of it",
-                                                   c.ep, c.etp, expert, c.cp * c.tp)});
+    problems.push_back(
+        {"parallel.ep", fmt::format("ep {} x etp {} = {} neither divides cp x tp = {} nor is a multiple of it", c.ep,
+                                    c.etp, expert, c.cp * c.tp)});
   return problems;
 }
 
@@ -114,9 +117,7 @@ std::vector<int64_t> members_of(Axis axis, int64_t rank, const AxisValues& sizes
   return members;
 }
 
-Mesh::Mesh() {
-  sizes_.values.fill(1);
-}
+Mesh::Mesh() { sizes_.values.fill(1); }
 
 Mesh::Mesh(const comm::Group& world, const AxisValues& sizes)
     : world_(world), sizes_(sizes), coordinates_(coordinates_of(world.rank(), sizes)) {

@@ -95,17 +95,17 @@ std::span<T> TreeAccumulator<T>::current() {
 template <typename T>
 void TreeAccumulator<T>::push() {
   T* const own = current().data();
-  std::vector<T*> parts;
+  parts_.clear();
   size_t level = 0;
   for (; level < levels_.size() && levels_[level] != kNone; ++level) {
-    parts.push_back(buffers_[levels_[level]].span().data());
+    parts_.push_back(buffers_[levels_[level]].span().data());
     free_.push_back(levels_[level]);
     levels_[level] = kNone;
   }
   // Carry: the earlier block is the left branch at every level. One pass over memory for all levels.
-  if (!parts.empty())
+  if (!parts_.empty())
     for_pieces(elements_, [&](int64_t begin, int64_t end) {
-      for (T* const part : parts) add(own + begin, part + begin, end - begin);
+      for (T* const part : parts_) add(own + begin, part + begin, end - begin);
     });
   if (level == levels_.size()) levels_.push_back(kNone);
   levels_[level] = current_;
@@ -117,15 +117,16 @@ template <typename T>
 std::span<T> TreeAccumulator<T>::finish() {
   check(pushed_ > 0, "a tree has at least one micro-batch");
   check(current_ == kNone, "the last micro-batch was pushed");
-  std::vector<T*> blocks;  // smallest first
+  parts_.clear();  // smallest first
   size_t top = 0;
   for (size_t level = 0; level < levels_.size(); ++level) {
     if (levels_[level] == kNone) continue;
-    blocks.push_back(buffers_[levels_[level]].span().data());
+    parts_.push_back(buffers_[levels_[level]].span().data());
     top = level;
   }
-  for (size_t i = 1; i < blocks.size(); ++i)
-    for_pieces(elements_, [&](int64_t begin, int64_t end) { add(blocks[i] + begin, blocks[i - 1] + begin, end - begin); });
+  for (size_t i = 1; i < parts_.size(); ++i)
+    for_pieces(elements_,
+               [&](int64_t begin, int64_t end) { add(parts_[i] + begin, parts_[i - 1] + begin, end - begin); });
   return buffers_[levels_[top]].span();
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums of whole gradient buffers on the tree of core/tree_sum.h over the global micro-batch index, so that the bits do not
-// depend on how many ranks share the micro-batches. Each element is added by itself, so neither thread count nor the cuts between
-// ranks matter. T is float or double.
+// Sums of whole gradient buffers on the tree of core/tree_sum.h over the global micro-batch index, so that the bits do
+// not depend on how many ranks share the micro-batches. Each element is added by itself, so neither thread count nor
+// the cuts between ranks matter. T is float or double.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +14,12 @@
 
 namespace conclave::parallel {
 
-// Whether the tree over `micro_batches` can be cut at the ranks' borders: each rank's share must be a power of two, unless
-// one rank has all.
+// Whether the tree over `micro_batches` can be cut at the ranks' borders: each rank's share must be a power of two,
+// unless one rank has all.
 bool tree_fits(int64_t micro_batches, int64_t dp);
 
-// Cuts of `elements` into `ranks` consecutive slices: ranks + 1 offsets, at multiples of 64 Ki elements when there are enough
-// of them for every rank, otherwise of 16. Late slices may be shorter or empty.
+// Cuts of `elements` into `ranks` consecutive slices: ranks + 1 offsets, at multiples of 64 Ki elements when there are
+// enough of them for every rank, otherwise of 16. Late slices may be shorter or empty.
 std::vector<int64_t> slice_cuts(int64_t elements, int ranks);
 
 // Sets all of `data` to zero, with as many threads as OpenMP has.
@@ -38,7 +38,7 @@ class TreeAccumulator {
   std::span<T> current();
   // The micro-batch is done: its gradient joins the tree.
   void push();
-  // The sum of all that were pushed since begin(), at least one; good until begin().
+  // The sum of all that were pushed since begin(), at least one; once, good until begin().
   std::span<T> finish();
 
   int64_t pushed() const { return pushed_; }
@@ -53,16 +53,19 @@ class TreeAccumulator {
   std::vector<AlignedBuffer<T>> buffers_;
   std::vector<int> free_;
   std::vector<int> levels_;  // levels_[j]: the buffer with the sum of a finished block of 2^j, or kNone
+  std::vector<T*> parts_;    // of one addition
   int current_ = kNone;
 };
 
-// Sums subtrees over the ranks of a group, on the tree over (rank, subtree of that rank): rank 0's subtrees come first. The
-// subtrees of a rank stand for equally many micro-batches. Slices go to the ranks, are summed there, and are gathered.
+// Sums subtrees over the ranks of a group, on the tree over (rank, subtree of that rank): rank 0's subtrees come first.
+// The subtrees of a rank stand for equally many micro-batches. Slices go to the ranks, are summed there, and are
+// gathered.
 template <typename T>
 class TreeAllReduce {
  public:
   TreeAllReduce(const comm::Group& group, int64_t elements, int subtrees_per_rank);
-  // Collective. Every span holds `elements`. Leaves the sum in subtrees[0] on every rank; the others are scratch afterwards.
+  // Collective. Every span holds `elements`. Leaves the sum in subtrees[0] on every rank; the others are scratch
+  // afterwards.
   void run(std::span<const std::span<T>> subtrees);
 
  private:

@@ -58,9 +58,9 @@ TEST(GroupTest, BuffersThatDoNotFitTheirSizesAreRefused) {
   EXPECT_THROW(group.all_to_all_v(send, std::span<const int64_t>(negative), std::span<float>(two),
                                   std::span<const int64_t>(count)),
                BugError);
-  EXPECT_THROW(group.all_to_all_v(send, std::span<const int64_t>(pair), std::span<float>(two),
-                                  std::span<const int64_t>(count)),
-               BugError);
+  EXPECT_THROW(
+      group.all_to_all_v(send, std::span<const int64_t>(pair), std::span<float>(two), std::span<const int64_t>(count)),
+      BugError);
   EXPECT_THROW(group.broadcast(std::span<float>(two), 1), BugError);
   EXPECT_THROW(group.split(-1, 0), BugError);
 }
@@ -142,7 +142,8 @@ TEST_F(GroupFailureRanksTest, DifferentCallsAreNamed) {
 TEST_F(GroupFailureRanksTest, PiecesOfOtherSizesThanExpectedAreNamed) {
   const auto outcomes = rank_outcomes(2, [](const Group& group) {
     const std::vector<int64_t> send_counts{1, 1};
-    const std::vector<int64_t> recv_counts = group.rank() == 0 ? std::vector<int64_t>{1, 2} : std::vector<int64_t>{1, 1};
+    const std::vector<int64_t> recv_counts =
+        group.rank() == 0 ? std::vector<int64_t>{1, 2} : std::vector<int64_t>{1, 1};
     std::vector<int32_t> send(2), recv(sum_of(recv_counts));
     group.all_to_all_v(std::span<const int32_t>(send), std::span<const int64_t>(send_counts), std::span<int32_t>(recv),
                        std::span<const int64_t>(recv_counts));

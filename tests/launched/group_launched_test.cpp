@@ -63,11 +63,9 @@ TEST(GroupLaunchedErrorTest, AnErrorOfMpiBecomesACommError) {
   std::vector<int64_t> send_counts(n, 0), recv_counts(n, 0);
   if (group.rank() == 0) send_counts[1] = 2;
   if (group.rank() == 1) recv_counts[0] = 1;
-  comm::Work work =
-      group.start_all_to_all_v(std::span<const int32_t>(send).first(group.rank() == 0 ? 2 : 0),
-                               std::span<const int64_t>(send_counts),
-                               std::span<int32_t>(recv).first(group.rank() == 1 ? 1 : 0),
-                               std::span<const int64_t>(recv_counts));
+  comm::Work work = group.start_all_to_all_v(
+      std::span<const int32_t>(send).first(group.rank() == 0 ? 2 : 0), std::span<const int64_t>(send_counts),
+      std::span<int32_t>(recv).first(group.rank() == 1 ? 1 : 0), std::span<const int64_t>(recv_counts));
   if (group.rank() == 1) {
     try {
       work.finish();

@@ -14,7 +14,12 @@
 namespace conclave::test {
 namespace {
 
-using namespace parallel;
+using parallel::Axis;
+using parallel::make_gradient_reducer;
+using parallel::Mesh;
+using parallel::mesh_sizes;
+using parallel::ParallelConfig;
+using parallel::Reduction;
 
 float number(int64_t micro_batch, int64_t element) {
   const Random random(3, Purpose::kTest, micro_batch);

@@ -86,9 +86,8 @@ const std::vector<std::pair<int64_t, int64_t>> kLayouts = {{1, 1}, {2, 1}, {2, 2
 
 TEST(GradientReducerRanksTest, CanonicalGivesTheSameBitsForEveryDpAndEp) {
   const auto dense = tree_over(8, kDense, dense_number);
-  const auto experts = tree_over(8, kExperts * kPerExpert, [](int64_t m, int64_t i) {
-    return expert_number(m, i / kPerExpert, i % kPerExpert);
-  });
+  const auto experts = tree_over(8, kExperts * kPerExpert,
+                                 [](int64_t m, int64_t i) { return expert_number(m, i / kPerExpert, i % kPerExpert); });
   for (const auto& [dp, ep] : kLayouts)
     for (const Sums& sums : run_layout(Reduction::kCanonical, dp, ep, 8)) {
       EXPECT_EQ(sums.dense, dense) << "dp " << dp << " ep " << ep;
@@ -117,8 +116,8 @@ TEST(GradientReducerRanksTest, FastGivesTheSumsUpToRounding) {
 
 TEST(GradientReducerTest, CanonicalRefusesWhatTheTreeCannotCut) {
   test::run_ranks(2, [](const comm::Group& world) {
-    const auto reducer = make_gradient_reducer<float>(
-        Reduction::kCanonical, {.dp = world, .edp = world, .ep = 1, .dense = 8, .expert = 0});
+    const auto reducer = make_gradient_reducer<float>(Reduction::kCanonical,
+                                                      {.dp = world, .edp = world, .ep = 1, .dense = 8, .expert = 0});
     EXPECT_THROW(reducer->begin_step(12), ConfigError);
     reducer->begin_step(4);
   });

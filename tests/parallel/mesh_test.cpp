@@ -120,7 +120,8 @@ TEST(MeshTest, LayoutsThatCannotBeAreRefusedWithTheirKey) {
     const auto problems = mesh_problems(config, world);
     return problems.empty() ? std::string("fits") : problems.front().path + ": " + problems.front().message;
   };
-  EXPECT_THAT(first(config_of(1, 4, 1, 1, 1, 1), 2), HasSubstr("parallel.dp: pp 1 x dp 4 x cp 1 x tp 1 make 4 ranks, but 2"));
+  EXPECT_THAT(first(config_of(1, 4, 1, 1, 1, 1), 2),
+              HasSubstr("parallel.dp: pp 1 x dp 4 x cp 1 x tp 1 make 4 ranks, but 2"));
   EXPECT_THAT(first(config_of(1, 4, 1, 1, 3, 1), 4), HasSubstr("parallel.ep: ep 3 x etp 1 = 3 does not divide"));
   EXPECT_THAT(first(config_of(1, 4, 1, 1, 8, 1), 4), HasSubstr("parallel.ep"));
   EXPECT_THAT(first(config_of(1, 2, 1, 2, 1, 4), 4), HasSubstr("parallel.etp: etp 4 does not divide tp 2"));

@@ -81,7 +81,7 @@ TEST(TreeReduceTest, BuffersAreLogarithmicAndKept) {
     TreeAccumulator<float> tree(16);
     accumulate(tree, 0, n, 16);
     EXPECT_EQ(tree.buffers(), std::bit_width(static_cast<uint64_t>(n))) << n;
-    const float* const first = tree.finish().data();
+    const float* const first = accumulate(tree, 0, n, 16).data();
     for (int step = 0; step < 3; ++step) EXPECT_EQ(accumulate(tree, 0, n, 16).data(), first);
     EXPECT_EQ(tree.buffers(), std::bit_width(static_cast<uint64_t>(n))) << n;
   }
@@ -168,10 +168,12 @@ TEST(TreeReduceRanksTest, LargeBuffersAndDoublesToo) {
     for (const auto& result : summed_over<float>(6, dp, 65536 * 3 + 77)) EXPECT_EQ(result, expected) << dp;
 }
 
-// dp = edp * ep data-parallel ranks, each with one micro-batch; rank e of the edp group holds the subtrees of its ep sources.
+// dp = edp * ep data-parallel ranks, each with one micro-batch; rank e of the edp group holds the subtrees of its ep
+// sources.
 TEST(TreeReduceRanksTest, SubtreesOfSeveralSourcesPerRankAreOneTree) {
   const int64_t elements = 500;
-  for (const auto& [edp, ep] : std::vector<std::pair<int, int>>{{1, 4}, {2, 2}, {4, 1}, {2, 4}, {2, 3}, {3, 2}, {1, 6}, {4, 3}}) {
+  for (const auto& [edp, ep] :
+       std::vector<std::pair<int, int>>{{1, 4}, {2, 2}, {4, 1}, {2, 4}, {2, 3}, {3, 2}, {1, 6}, {4, 3}}) {
     const auto expected = reference<float>(edp * ep, elements);
     test::run_ranks(edp, [&, ep = ep](const comm::Group& group) {
       std::vector<std::vector<float>> sources(ep, std::vector<float>(elements));

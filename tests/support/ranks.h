@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ranks as threads for tests. A rank that throws fails the others' collectives; a test that hangs is told so after a while.
+// Ranks as threads for tests. A rank that throws fails the others' collectives; a test that hangs is told so after a
+// while.
 #pragma once
 
 #include <chrono>
@@ -54,8 +55,8 @@ inline std::vector<std::exception_ptr> rank_outcomes(int ranks, const std::funct
   return outcomes;
 }
 
-// Runs `body` on each of `ranks` threads with its group. Rethrows what the ranks threw: the lowest rank's own error if there is
-// one, otherwise a lost peer.
+// Runs `body` on each of `ranks` threads with its group. Rethrows what the ranks threw: the lowest rank's own error if
+// there is one, otherwise a lost peer.
 inline void run_ranks(int ranks, const std::function<void(comm::Group)>& body, double hang_limit_seconds = 120) {
   const std::vector<std::exception_ptr> outcomes = rank_outcomes(ranks, body, hang_limit_seconds);
   std::exception_ptr lost_peer;
