@@ -7,6 +7,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "text/text_reader.h"
 #include "text/tokenizer.h"

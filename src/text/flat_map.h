@@ -3,6 +3,7 @@
 // counting pairs. It cannot erase, and the key ~0 is reserved. Pointers into it die at the next insertion.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
