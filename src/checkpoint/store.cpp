@@ -71,6 +71,14 @@ void merge(Manifest& manifest, const SavedShards& shards) {
   }
 }
 
+bool is_of_attempt(const path& folder, const std::string& attempt) {
+  try {
+    return parse_manifest(read_manifest_text(folder), folder.string()).attempt == attempt;
+  } catch (const Error&) {  // not there, or not whole
+    return false;
+  }
+}
+
 StoreOptions checked(const StoreOptions& options) {
   if (options.keep_last < 2)
     throw ConfigError("checkpoint.keep_last is {}; at least 2 are kept, so that a damaged newest one has a predecessor",
@@ -197,8 +205,7 @@ void Store::publish(int64_t step) {
     sync_folder(directory_.checkpoints());
     failpoints_.hit("after-dir-rename");
   } catch (const IoError& error) {
-    const auto attempt = parse_manifest(read_manifest_text(target), target.string()).attempt;
-    if (attempt != directory_.attempt()) throw;
+    if (!is_of_attempt(target, directory_.attempt())) throw;
     log_.warn("{} is committed although the system reported: {}", target.string(), error.what());
   }
   remove_tree(trash);

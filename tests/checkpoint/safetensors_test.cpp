@@ -51,7 +51,8 @@ TEST(SafetensorsGoldenTest, WritesTheBytesOfTheReferenceWriter) {
   const std::string json =
       R"({"__metadata__":{"format":"pt"},"z":{"dtype":"I64","shape":[],"data_offsets":[0,8]},)"
       R"("y":{"dtype":"F64","shape":[0,4],"data_offsets":[8,8]},"a":{"dtype":"F32","shape":[1],"data_offsets":[8,12]},)"
-      R"("b":{"dtype":"F32","shape":[2],"data_offsets":[12,20]},"i":{"dtype":"I32","shape":[1],"data_offsets":[20,24]},)"
+      R"("b":{"dtype":"F32","shape":[2],"data_offsets":[12,20]},)"
+      R"("i":{"dtype":"I32","shape":[1],"data_offsets":[20,24]},)"
       R"("half":{"dtype":"BF16","shape":[3],"data_offsets":[24,30]}})";
   EXPECT_EQ(head.substr(8, json.size()), json);
   EXPECT_EQ(head.size() % 8, 0u);
@@ -61,10 +62,10 @@ TEST(SafetensorsGoldenTest, WritesTheBytesOfTheReferenceWriter) {
 
 TEST(SafetensorsTest, ReadsForeignNamesMetadataPaddingAndEmptyTensors) {
   const Scratch scratch;
-  spill(scratch.where() / "x",
-        file_of(R"({"__metadata__":{"format":"pt","by":"ä"},"é/w [0]":{"data_offsets":[0,4],"shape":[4],"dtype":"U8"},)"
-                R"("e":{"dtype":"BF16","shape":[0,7],"data_offsets":[4,4]}}   )",
-                "abcd"));
+  spill(scratch.where() / "x", file_of(R"({"__metadata__":{"format":"pt","by":"ä"},"é/w [0]":)"
+                                       R"({"data_offsets":[0,4],"shape":[4],"dtype":"U8"},)"
+                                       R"("e":{"dtype":"BF16","shape":[0,7],"data_offsets":[4,4]}}   )",
+                                       "abcd"));
   const SafetensorsFile file(scratch.where() / "x");
   EXPECT_EQ(file.metadata().at("by"), "ä");
   EXPECT_EQ(file.at("é/w [0]").bytes, 4);
