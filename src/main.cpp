@@ -37,8 +37,9 @@ int main(int argc, char** argv) {
   CLI::App app("Conclave: pretraining of mixture-of-experts transformers over MPI", "conclave");
   app.set_version_flag("--version", app::kVersion);
   app.require_subcommand(1);
-  app.footer("Example: what a configuration will do, then the run itself\n"
-             "  conclave check configs/tiny.yaml -n 2\n  launch/run 2 configs/tiny.yaml");
+  app.footer(
+      "Example: what a configuration will do, then the run itself\n"
+      "  conclave check configs/tiny.yaml -n 2\n  launch/run 2 configs/tiny.yaml");
   std::function<int()> run;
   app::add_train_command(app, run);
   app::add_check_command(app, run);

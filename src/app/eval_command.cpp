@@ -30,10 +30,13 @@ struct Yardstick {
   double unigram = 0, bigram = 0;
 };
 
-// Unigram and interpolated Kneser-Ney bigram fitted on the training source of the same name, scored on the very targets the model is.
-std::optional<Yardstick> yardstick(const train::RunConfig& config, const data::ValidationLoader& loader, size_t source) {
+// Unigram and interpolated Kneser-Ney bigram fitted on the training source of the same name, scored on the very targets
+// the model is.
+std::optional<Yardstick> yardstick(const train::RunConfig& config, const data::ValidationLoader& loader,
+                                   size_t source) {
   const auto& name = config.data.valid[source].name;
-  const auto train = std::find_if(config.data.train.begin(), config.data.train.end(), [&](const auto& s) { return s.name == name; });
+  const auto train =
+      std::find_if(config.data.train.begin(), config.data.train.end(), [&](const auto& s) { return s.name == name; });
   if (train == config.data.train.end()) return std::nullopt;
   const data::IndexedReader reader(train->path);
   text::UnigramModel unigram(static_cast<int32_t>(config.model.vocab_size));
@@ -58,12 +61,15 @@ std::optional<Yardstick> yardstick(const train::RunConfig& config, const data::V
   return Yardstick{one.nats_per_token(), two.nats_per_token()};
 }
 
-void print_table(const std::vector<train::Evaluation>& results, const std::vector<std::optional<Yardstick>>& yardsticks) {
-  fmt::print("  {:<16} {:>8} {:>11} {:>9} {:>9} {:>9}\n", "validation", "loss", "perplexity", "tokens", "unigram", "bigram");
+void print_table(const std::vector<train::Evaluation>& results,
+                 const std::vector<std::optional<Yardstick>>& yardsticks) {
+  fmt::print("  {:<16} {:>8} {:>11} {:>9} {:>9} {:>9}\n", "validation", "loss", "perplexity", "tokens", "unigram",
+             "bigram");
   for (size_t i = 0; i < results.size(); ++i) {
     const auto& r = results[i];
-    const auto number = [&](double Yardstick::* member) {
-      return i < yardsticks.size() && yardsticks[i] ? fmt::format("{:.4f}", (*yardsticks[i]).*member) : std::string("-");
+    const auto number = [&](double Yardstick::*member) {
+      return i < yardsticks.size() && yardsticks[i] ? fmt::format("{:.4f}", (*yardsticks[i]).*member)
+                                                    : std::string("-");
     };
     fmt::print("  {:<16} {:>8.4f} {:>11.2f} {:>9} {:>9} {:>9}\n", r.source, r.loss, std::exp(r.loss), r.targets,
                number(&Yardstick::unigram), number(&Yardstick::bigram));
@@ -75,7 +81,8 @@ void write_json(const std::string& path, int64_t step, const std::vector<train::
   auto list = checkpoint::Json::array();
   for (size_t i = 0; i < results.size(); ++i) {
     checkpoint::Json entry{{"source", results[i].source}, {"loss", results[i].loss}, {"tokens", results[i].targets}};
-    if (i < yardsticks.size() && yardsticks[i]) entry["unigram"] = yardsticks[i]->unigram, entry["bigram"] = yardsticks[i]->bigram;
+    if (i < yardsticks.size() && yardsticks[i])
+      entry["unigram"] = yardsticks[i]->unigram, entry["bigram"] = yardsticks[i]->bigram;
     list.push_back(entry);
   }
   std::ofstream out(path);
@@ -90,22 +97,28 @@ int evaluate_in(comm::World& world, const EvalOptions& options) {
   auto opened = open_run(options.run, world.group(), *log);
   auto& config = opened.config;
   if (config.data.valid.empty()) throw ConfigError("{} has no validation sources (data.valid)", options.run);
-  const data::LoaderOptions loading{.data = config.data, .expected = {config.model.vocab_size, ""}, .micro_batch_size = 1,
-                                    .global_batch_size = config.train.global_batch_size, .dp_rank = opened.mesh.dp().rank(),
+  const data::LoaderOptions loading{.data = config.data,
+                                    .expected = {config.model.vocab_size, ""},
+                                    .micro_batch_size = 1,
+                                    .global_batch_size = config.train.global_batch_size,
+                                    .dp_rank = opened.mesh.dp().rank(),
                                     .dp_size = opened.mesh.dp().size()};
-  const data::ValidationLoader loader(loading, options.batches > 0 ? options.batches : std::max<int64_t>(config.eval.batches, 64));
+  const data::ValidationLoader loader(
+      loading, options.batches > 0 ? options.batches : std::max<int64_t>(config.eval.batches, 64));
   const auto results = train::evaluate(*opened.model, loader, opened.mesh);
   if (world.rank() != 0) return 0;
   std::vector<std::optional<Yardstick>> yardsticks;
   if (options.yardsticks) {
-    const data::ValidationLoader all({config.data, loading.expected, 1, 1, 0, 1},
-                                     options.batches > 0 ? options.batches : std::max<int64_t>(config.eval.batches, 64));
+    const data::ValidationLoader all(
+        {config.data, loading.expected, 1, 1, 0, 1},
+        options.batches > 0 ? options.batches : std::max<int64_t>(config.eval.batches, 64));
     for (size_t s = 0; s < results.size(); ++s) yardsticks.push_back(yardstick(config, all, s));
   }
   fmt::print("{} at step {}\n", options.run, opened.step);
   print_table(results, yardsticks);
   if (options.experts && !opened.model->moe_layers().empty()) {
-    fmt::print("\n  busiest experts and their share of the tokens\n{}", train::expert_table(results, opened.model->moe_layers()));
+    fmt::print("\n  busiest experts and their share of the tokens\n{}",
+               train::expert_table(results, opened.model->moe_layers()));
   }
   if (!options.json.empty()) write_json(options.json, opened.step, results, yardsticks);
   return 0;
@@ -117,15 +130,14 @@ void add_eval_command(CLI::App& app, std::function<int()>& run) {
   const auto options = std::make_shared<EvalOptions>();
   auto* command = app.add_subcommand("eval", "validation loss of a run, per source");
   command->add_option("RUN", options->run, "directory of the run")->required();
-  command->add_flag("--yardsticks", options->yardsticks, "also what unigram and bigram counts of the training tokens reach");
+  command->add_flag("--yardsticks", options->yardsticks,
+                    "also what unigram and bigram counts of the training tokens reach");
   command->add_flag("--experts", options->experts, "also which experts each source uses");
   command->add_option("--batches", options->batches, "sequences of each source (default: eval.batches, at least 64)");
   command->add_option("--json", options->json, "write the figures to this file as well");
   command->footer("Example:\n  conclave eval runs/quickstart --yardsticks --experts");
   command->callback([options, &run] {
-    run = [options] {
-      return comm::run_world([&](comm::World& world) { return evaluate_in(world, *options); });
-    };
+    run = [options] { return comm::run_world([&](comm::World& world) { return evaluate_in(world, *options); }); };
   });
 }
 

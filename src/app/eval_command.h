@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// `conclave eval`: validation loss of a run per source, beside what counting alone would reach, and which experts each source uses.
+// `conclave eval`: validation loss of a run per source, beside what counting alone would reach, and which experts each
+// source uses.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -9,7 +9,9 @@
 namespace conclave::app {
 
 model::TransformerConfig transformer_config(const train::RunConfig& config) {
-  return {.model = config.model, .moe = config.moe, .document_mask = config.data.document_mask,
+  return {.model = config.model,
+          .moe = config.moe,
+          .document_mask = config.data.document_mask,
           .seed = static_cast<uint64_t>(config.train.seed)};
 }
 
@@ -29,8 +31,10 @@ int rank_threads(int cores) {
 OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, Log& log) {
   const auto file = run / "config.resolved.yaml";
   if (!std::filesystem::exists(file)) {
-    throw UsageError("{} is not the directory of a run: it has no config.resolved.yaml\n  Give the directory that `conclave train --run` used.",
-                     run.string());
+    throw UsageError(
+        "{} is not the directory of a run: it has no config.resolved.yaml\n  Give the directory that `conclave train "
+        "--run` used.",
+        run.string());
   }
   OpenedRun opened;
   const std::vector<config::Override> overrides{

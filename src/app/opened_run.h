@@ -20,8 +20,9 @@ struct OpenedRun {
   int64_t step = 0;
 };
 
-// Reads `<run>/config.resolved.yaml`, spreads the model over `world` (experts over as many ranks as divide them) and loads the newest
-// valid checkpoint. Collective. Throws UsageError when `run` is no run directory, NoCheckpointError when it holds no checkpoint.
+// Reads `<run>/config.resolved.yaml`, spreads the model over `world` (experts over as many ranks as divide them) and
+// loads the newest valid checkpoint. Collective. Throws UsageError when `run` is no run directory, NoCheckpointError
+// when it holds no checkpoint.
 OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, Log& log);
 
 model::TransformerConfig transformer_config(const train::RunConfig& config);

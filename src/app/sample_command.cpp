@@ -48,7 +48,8 @@ int32_t draw(std::span<const float> logits, const SampleOptions& options, double
                     [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
   if (options.temperature <= 0) return order[0];
   std::vector<double> weights;
-  for (size_t i = 0; i < kept; ++i) weights.push_back(std::exp((logits[order[i]] - logits[order[0]]) / options.temperature));
+  for (size_t i = 0; i < kept; ++i)
+    weights.push_back(std::exp((logits[order[i]] - logits[order[0]]) / options.temperature));
   double left = uniform * std::accumulate(weights.begin(), weights.end(), 0.0);
   for (size_t i = 0; i < kept; ++i) {
     left -= weights[i];
@@ -91,7 +92,8 @@ void add_sample_command(CLI::App& app, std::function<int()>& run) {
   command->add_option("RUN", options->run, "directory of the run")->required();
   command->add_option("--prompt", options->prompt, "text to continue")->required();
   command->add_option("--tokens", options->tokens, "tokens to write at most")->check(CLI::PositiveNumber);
-  command->add_option("--temperature", options->temperature, "0 = always the most likely token")->check(CLI::NonNegativeNumber);
+  command->add_option("--temperature", options->temperature, "0 = always the most likely token")
+      ->check(CLI::NonNegativeNumber);
   command->add_option("--top-k", options->top_k, "choose among this many; 0 = all")->check(CLI::NonNegativeNumber);
   command->add_option("--seed", options->seed, "the same seed writes the same text");
   command->footer("Example:\n  conclave sample runs/quickstart --prompt \"The function returns\" --tokens 60");

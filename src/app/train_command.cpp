@@ -23,7 +23,8 @@ struct TrainOptions {
   std::string run;
 };
 
-// Signals that end a run at the next step boundary, see Trainer. Blocked before any thread exists, so that all inherit it.
+// Signals that end a run at the next step boundary, see Trainer. Blocked before any thread exists, so that all inherit
+// it.
 void block_stop_signals() {
   sigset_t signals;
   sigemptyset(&signals);
@@ -31,7 +32,8 @@ void block_stop_signals() {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 }
 
-// Activations are freed and made again every micro-batch: keep their pages instead of returning and zeroing them each time.
+// Activations are freed and made again every micro-batch: keep their pages instead of returning and zeroing them each
+// time.
 void keep_memory() {
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, -1);
@@ -41,7 +43,9 @@ void require_canonical(const train::RunConfig& config, int threads) {
   if (config.parallel.reduction != parallel::Reduction::kCanonical) return;
   const auto obstacle = kernels::canonical_obstacle(threads);
   if (obstacle.empty()) return;
-  throw ConfigError("parallel.reduction: canonical cannot keep its promise on this machine: {}\n  Use parallel.reduction: fast.", obstacle);
+  throw ConfigError(
+      "parallel.reduction: canonical cannot keep its promise on this machine: {}\n  Use parallel.reduction: fast.",
+      obstacle);
 }
 
 data::LoaderOptions loader_options(const train::RunConfig& config, const parallel::Mesh& mesh) {
@@ -50,20 +54,26 @@ data::LoaderOptions loader_options(const train::RunConfig& config, const paralle
     const auto tokenizer = open_tokenizer(config);
     expected.tokenizer_hash = tokenizer.hash();
     if (tokenizer.vocab_size() > config.model.vocab_size) {
-      throw ConfigError("model.vocab_size is {}, but the tokenizer {} has {} entries\n  Set model.vocab_size to at least {}.",
-                        config.model.vocab_size, *config.data.tokenizer, tokenizer.vocab_size(), tokenizer.vocab_size());
+      throw ConfigError(
+          "model.vocab_size is {}, but the tokenizer {} has {} entries\n  Set model.vocab_size to at least {}.",
+          config.model.vocab_size, *config.data.tokenizer, tokenizer.vocab_size(), tokenizer.vocab_size());
     }
   }
-  return {.data = config.data, .expected = expected, .micro_batch_size = config.train.micro_batch_size,
-          .global_batch_size = config.train.global_batch_size, .dp_rank = mesh.dp().rank(), .dp_size = mesh.dp().size()};
+  return {.data = config.data,
+          .expected = expected,
+          .micro_batch_size = config.train.micro_batch_size,
+          .global_batch_size = config.train.global_batch_size,
+          .dp_rank = mesh.dp().rank(),
+          .dp_size = mesh.dp().size()};
 }
 
 int train_in(comm::World& world, const TrainOptions& options) {
-  const auto loaded = train::load_config(options.config.file, options.config.overrides,
-                                         {world.size(), train::Purpose::kTrain, true});
+  const auto loaded =
+      train::load_config(options.config.file, options.config.overrides, {world.size(), train::Purpose::kTrain, true});
   const train::RunConfig& config = loaded.config;
   const std::filesystem::path where =
-      options.run.empty() ? std::filesystem::path("runs") / std::filesystem::path(options.config.file).stem() : std::filesystem::path(options.run);
+      options.run.empty() ? std::filesystem::path("runs") / std::filesystem::path(options.config.file).stem()
+                          : std::filesystem::path(options.run);
   const auto log = make_log(world.rank());
   const int threads = rank_threads(world.cores());
   at::set_num_threads(threads);
@@ -90,8 +100,8 @@ int train_in(comm::World& world, const TrainOptions& options) {
   comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank());
   model::Transformer model(transformer_config(config), mesh.ep());
   train::TrainStep step(config, mesh, model, failpoints);
-  train::Trainer trainer({config, mesh, model, step, batches, validation ? &*validation : nullptr, store, environment, watchdog,
-                          failpoints, *log});
+  train::Trainer trainer({config, mesh, model, step, batches, validation ? &*validation : nullptr, store, environment,
+                          watchdog, failpoints, *log});
   const ExitCode code = trainer.run();
   if (code == ExitCode::kDone) log->info("{}", train::end_block(trainer, config, around));
   return static_cast<int>(code);
@@ -103,7 +113,8 @@ void add_train_command(CLI::App& app, std::function<int()>& run) {
   const auto options = std::make_shared<TrainOptions>();
   auto* command = app.add_subcommand("train", "train a model, from its newest checkpoint if there is one");
   add_config_options(*command, options->config);
-  command->add_option("--run", options->run, "directory of the run: checkpoints, metrics, logs (default: runs/NAME of CONFIG)");
+  command->add_option("--run", options->run,
+                      "directory of the run: checkpoints, metrics, logs (default: runs/NAME of CONFIG)");
   command->footer(
       "Example: two ranks, experts spread over both; repeat the command to continue after a crash\n"
       "  launch/run 2 configs/quickstart.yaml --run runs/first --set train.steps=200");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A configuration struct as JSON, every scalar as the text the YAML writer gives it: what a checkpoint compares on resume.
+// A configuration struct as JSON, every scalar as the text the YAML writer gives it: what a checkpoint compares on
+// resume.
 #pragma once
 
 #include <nlohmann/json.hpp>

@@ -17,9 +17,9 @@ enum class ExitCode : int {
   kUsage = 64,
   kData = 65,
   kBug = 70,
-  kOwned = 73,       // the run directory belongs to another live run
+  kOwned = 73,  // the run directory belongs to another live run
   kIo = 74,
-  kRequeue = 75,     // state saved, start me again
+  kRequeue = 75,  // state saved, start me again
   kPeerLost = 76,
   kConfig = 78,
   kHang = 80,
@@ -56,8 +56,7 @@ using NoCheckpointError = ErrorOf<ExitCode::kNoCheckpoint>;
 using BugError = ErrorOf<ExitCode::kBug>;
 
 // A condition that only a bug of ours can break.
-inline void check(bool condition, const char* what, const char* file = __builtin_FILE(),
-                  int line = __builtin_LINE()) {
+inline void check(bool condition, const char* what, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   if (!condition) throw BugError("internal error: {} ({}:{})", what, file, line);
 }
 

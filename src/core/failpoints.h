@@ -15,8 +15,8 @@ class Failpoints {
   // Parses `text` (the variable's value; may be empty). Throws UsageError on a malformed entry.
   Failpoints(const std::string& text, int rank);
 
-  // Counts a visit of `name`. `kill` ends this process with SIGKILL, `sleep` waits an hour, `errno` throws IoError as if the
-  // device were full. Returns true when the action is `nan` and the caller should poison its value.
+  // Counts a visit of `name`. `kill` ends this process with SIGKILL, `sleep` waits an hour, `errno` throws IoError as
+  // if the device were full. Returns true when the action is `nan` and the caller should poison its value.
   bool hit(const std::string& name);
   // Visits counted so far, by name: the harness asserts that each one was reached.
   const std::map<std::string, int>& visits() const { return visits_; }

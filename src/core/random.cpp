@@ -15,9 +15,7 @@ uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-std::array<uint32_t, 2> halves(uint64_t x) {
-  return {static_cast<uint32_t>(x), static_cast<uint32_t>(x >> 32)};
-}
+std::array<uint32_t, 2> halves(uint64_t x) { return {static_cast<uint32_t>(x), static_cast<uint32_t>(x >> 32)}; }
 
 }  // namespace
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Counter-based randomness: every draw is a pure function of (seed, purpose, step, layer, global id), so ranks, threads,
-// recomputation and resume never change one. Philox4x32-10 (Salmon et al., SC 2011).
+// Counter-based randomness: every draw is a pure function of (seed, purpose, step, layer, global id), so ranks,
+// threads, recomputation and resume never change one. Philox4x32-10 (Salmon et al., SC 2011).
 #pragma once
 
 #include <array>

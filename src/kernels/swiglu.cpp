@@ -42,9 +42,9 @@ void swiglu(const Tensor& h_N2F, const Tensor& scale_N, Tensor& out_NF) {
   });
 }
 
-void swiglu_backward(const Tensor& dout_NF, const Tensor& h_N2F, const Tensor& scale_N, Tensor& dh_N2F,
-                     Tensor& dscale_N, Tensor& out_NF) {
+void swiglu_backward(const Tensor& dout_NF, const Tensor& h_N2F, const Tensor& scale_N, SwigluGradients& gradients) {
   const char* name = "swiglu_backward";
+  auto& [dh_N2F, dscale_N, out_NF] = gradients;
   check_tensors(name, {{dout_NF, "dout_NF"}, {h_N2F, "h_N2F"}, {dh_N2F, "dh_N2F"}, {out_NF, "out_NF"}});
   check_pre_activations(name, h_N2F, scale_N);
   const int64_t rows = h_N2F.size(0), n = h_N2F.size(1) / 2;
@@ -60,9 +60,9 @@ void swiglu_backward(const Tensor& dout_NF, const Tensor& h_N2F, const Tensor& s
     const T* dout = dout_NF.const_data_ptr<T>();
     const T* h = h_N2F.const_data_ptr<T>();
     const T* scale = scale_N.defined() ? scale_N.const_data_ptr<T>() : nullptr;
-    T* dh = dh_N2F.mutable_data_ptr<T>();
-    T* dscale = dscale_N.defined() ? dscale_N.mutable_data_ptr<T>() : nullptr;
-    T* out = out_NF.mutable_data_ptr<T>();
+    T* dh = gradients.dh_N2F.mutable_data_ptr<T>();
+    T* dscale = gradients.dscale_N.defined() ? gradients.dscale_N.mutable_data_ptr<T>() : nullptr;
+    T* out = gradients.out_NF.mutable_data_ptr<T>();
     for_rows(rows, 2 * kWork * n, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const T* gate = h + i * 2 * n;

@@ -10,9 +10,13 @@ namespace conclave::kernels {
 // `scale_N`: one factor per row; undefined means 1.
 void swiglu(const Tensor& h_N2F, const Tensor& scale_N, Tensor& out_NF);
 
-// Writes (does not add to) dh_N2F, dscale_N (unless undefined) and out_NF, the scaled activations again, which the
-// gradient of the down projection needs. dscale = sum_f dout * silu(gate) * up. `dh_N2F` may be `h_N2F` itself.
-void swiglu_backward(const Tensor& dout_NF, const Tensor& h_N2F, const Tensor& scale_N, Tensor& dh_N2F,
-                     Tensor& dscale_N, Tensor& out_NF);
+// What swiglu_backward writes (does not add to), memory made by the caller.
+struct SwigluGradients {
+  Tensor dh_N2F;    // may be h_N2F itself
+  Tensor dscale_N;  // sum_f dout * silu(gate) * up; undefined = not wanted
+  Tensor out_NF;    // the scaled activations again, which the gradient of the down projection needs
+};
+
+void swiglu_backward(const Tensor& dout_NF, const Tensor& h_N2F, const Tensor& scale_N, SwigluGradients& gradients);
 
 }  // namespace conclave::kernels

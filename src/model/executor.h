@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the stages of a model for one micro-batch. Every rank runs the same stages in the same order, so exchanges meet. One file per
-// executor in executors/; the sequential one is the reference that others must equal.
+// Runs the stages of a model for one micro-batch. Every rank runs the same stages in the same order, so exchanges meet.
+// One file per executor in executors/; the sequential one is the reference that others must equal.
 #pragma once
 
 #include "model/transformer.h"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The global gradient norm, each expert counted once whoever owns it: sums of squares in fp64 for each logical tensor, added on the
-// fixed tree in the order of their names, so that the bits do not depend on dp or ep. Also finds what is not finite.
+// The global gradient norm, each expert counted once whoever owns it: sums of squares in fp64 for each logical tensor,
+// added on the fixed tree in the order of their names, so that the bits do not depend on dp or ep. Also finds what is
+// not finite.
 #pragma once
 
 #include <optional>
@@ -15,7 +16,8 @@ class GradientNorm {
  public:
   // Collective over `ep` (names of the experts elsewhere).
   GradientNorm(const nn::Parameters& parameters, const comm::Group& ep);
-  // Square root of the sum of squares. Collective over `ep`; equal on all ranks. `dense` and `expert` are laid out like the parameters.
+  // Square root of the sum of squares. Collective over `ep`; equal on all ranks. `dense` and `expert` are laid out like
+  // the parameters.
   double operator()(const Tensor& dense, const Tensor& expert) const;
   // Name of the first tensor of this rank that holds a NaN or an infinity.
   std::optional<std::string> non_finite(const Tensor& dense, const Tensor& expert) const;

@@ -47,7 +47,8 @@ void RoutingTotals::reduce(const comm::Group& dp) {
   std::vector<int64_t> counts;
   std::vector<double> sums;
   for (const auto& t : layers_) {
-    for (const auto* v : {&t.chosen_E, &t.selected_E, &t.dispatched_E}) counts.insert(counts.end(), v->begin(), v->end());
+    for (const auto* v : {&t.chosen_E, &t.selected_E, &t.dispatched_E})
+      counts.insert(counts.end(), v->begin(), v->end());
     counts.insert(counts.end(), {t.tokens, t.dropped});
     sums.insert(sums.end(), {t.entropy, t.lse_squared, t.targets});
     sums.insert(sums.end(), t.losses.begin(), t.losses.end());

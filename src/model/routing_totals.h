@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Routing figures of one optimizer step, summed over micro-batches and ranks: what balancing and reports need of every MoE layer.
+// Routing figures of one optimizer step, summed over micro-batches and ranks: what balancing and reports need of every
+// MoE layer.
 #pragma once
 
 #include <vector>

@@ -9,7 +9,9 @@
 namespace conclave::model {
 
 Transformer::Transformer(const TransformerConfig& config, const comm::Group& ep)
-    : shape_(model_shape(config.model, config.moe)), ep_(ep), dispatcher_(moe::Dispatcher::make(config.moe.dispatch, ep)),
+    : shape_(model_shape(config.model, config.moe)),
+      ep_(ep),
+      dispatcher_(moe::Dispatcher::make(config.moe.dispatch, ep)),
       balancer_(config.moe.balance, config.moe.router.score) {
   for (size_t l = 0; l < shape_.layers.size(); ++l) {
     if (!shape_.layers[l].moe) continue;
@@ -26,7 +28,8 @@ const moe::Decision& Transformer::decision(nn::Frame& frame, int moe_layer) cons
   return frame.object_as<moe::Decision>(decisions_[moe_layer]);
 }
 
-moe::Balancer::View Transformer::balance_view(nn::Frame& frame, std::vector<const moe::RouterStatistics*>& storage) const {
+moe::Balancer::View Transformer::balance_view(nn::Frame& frame,
+                                              std::vector<const moe::RouterStatistics*>& storage) const {
   storage.clear();
   for (size_t l = 0; l < decisions_.size(); ++l) storage.push_back(&decision(frame, static_cast<int>(l)).statistics);
   return {storage, balance_};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The decoder: parameters, and the list of stages that one micro-batch passes, wired by slots. It knows how to be built and what it
-// holds; in which order stages run is the executor's business.
+// The decoder: parameters, and the list of stages that one micro-batch passes, wired by slots. It knows how to be built
+// and what it holds; in which order stages run is the executor's business.
 #pragma once
 
 #include <memory>
@@ -25,8 +25,8 @@ struct TransformerConfig {
 
 class Transformer {
  public:
-  // Builds, allocates and initialises. Experts of each MoE layer are spread over `ep` (size 1 = all here); collective only in
-  // forward and backward.
+  // Builds, allocates and initialises. Experts of each MoE layer are spread over `ep` (size 1 = all here); collective
+  // only in forward and backward.
   Transformer(const TransformerConfig& config, const comm::Group& ep);
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;

@@ -22,12 +22,13 @@ TransformerBuilder::TransformerBuilder(Transformer& model, const TransformerConf
   if (config.model.init == Init::kScaled) residual_std_ /= std::sqrt(2.0 * static_cast<double>(shape_.layers.size()));
 }
 
-nn::ParameterId TransformerBuilder::matrix(const std::string& name, int64_t out, int64_t in, double std, ParameterKind kind) {
+nn::ParameterId TransformerBuilder::matrix(const std::string& name, int64_t out, int64_t in, double std,
+                                           ParameterKind kind) {
   return m_.parameters_.add({.parts = {{name, {out, in}}}, .shape = {out, in}, .kind = kind, .init_std = std});
 }
 
-nn::ParameterId TransformerBuilder::fused(const std::vector<nn::LogicalTensor>& parts, std::vector<int64_t> shape, double std,
-                                          bool expert) {
+nn::ParameterId TransformerBuilder::fused(const std::vector<nn::LogicalTensor>& parts, std::vector<int64_t> shape,
+                                          double std, bool expert) {
   return m_.parameters_.add({.parts = parts, .shape = std::move(shape), .expert = expert, .init_std = std});
 }
 
@@ -54,7 +55,8 @@ void TransformerBuilder::build() {
   const auto embedding = matrix("embedding.weight", shape_.vocab, D, std_, ParameterKind::kEmbedding);
   Slot stream = m_.slots_.add("embedding");
   stage<nn::Embedding>("embedding", m_.parameters_, embedding, stream);
-  for (size_t l = 0; l < m_.moe_layers_.size(); ++l) m_.decisions_.push_back(m_.slots_.add(fmt::format("decision.{}", l)));
+  for (size_t l = 0; l < m_.moe_layers_.size(); ++l)
+    m_.decisions_.push_back(m_.slots_.add(fmt::format("decision.{}", l)));
   for (size_t l = 0; l < shape_.layers.size(); ++l) {
     const Name name{fmt::format("layers.{}.", l)};
     stream = attention(name, stream);
@@ -94,14 +96,18 @@ Slot TransformerBuilder::residual(const Name& name, const std::string& part, Slo
 Slot TransformerBuilder::attention(const Name& name, Slot input) {
   const int64_t D = shape_.hidden, q = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
   return residual(name, "attention", input, [&](Slot x) -> std::vector<Slot> {
-    const auto logical = [&](const char* which, const char* kind) { return name(fmt::format("attention.{}.{}", which, kind)); };
+    const auto logical = [&](const char* which, const char* kind) {
+      return name(fmt::format("attention.{}.{}", which, kind));
+    };
     nn::AttentionWeights weights{};
-    weights.qkv = fused({{logical("q", "weight"), {q, D}}, {logical("k", "weight"), {kv, D}}, {logical("v", "weight"), {kv, D}}},
-                        {q + 2 * kv, D}, std_, false);
+    weights.qkv =
+        fused({{logical("q", "weight"), {q, D}}, {logical("k", "weight"), {kv, D}}, {logical("v", "weight"), {kv, D}}},
+              {q + 2 * kv, D}, std_, false);
     if (shape_.qkv_bias) {
       weights.qkv_bias = m_.parameters_.add(
           {.parts = {{logical("q", "bias"), {q}}, {logical("k", "bias"), {kv}}, {logical("v", "bias"), {kv}}},
-           .shape = {q + 2 * kv}, .kind = ParameterKind::kBias});
+           .shape = {q + 2 * kv},
+           .kind = ParameterKind::kBias});
     }
     if (shape_.qk_norm != QkNorm::kNone) {
       const bool full = shape_.qk_norm == QkNorm::kFull;
@@ -109,11 +115,15 @@ Slot TransformerBuilder::attention(const Name& name, Slot input) {
       weights.k_norm.emplace(norm(name("attention.k_norm"), full ? kv : shape_.head_dim));
     }
     weights.output = matrix(logical("o", "weight"), D, q, residual_std_, ParameterKind::kWeight);
-    const nn::AttentionConfig config{.heads = shape_.heads, .kv_heads = shape_.kv_heads, .head_dim = shape_.head_dim,
-                                     .max_positions = shape_.max_seq_len, .rope_theta = config_.model.rope_theta,
-                                     .norm_full = shape_.qk_norm == QkNorm::kFull, .document_mask = config_.document_mask};
+    const nn::AttentionConfig config{.heads = shape_.heads,
+                                     .kv_heads = shape_.kv_heads,
+                                     .head_dim = shape_.head_dim,
+                                     .max_positions = shape_.max_seq_len,
+                                     .rope_theta = config_.model.rope_theta,
+                                     .norm_full = shape_.qk_norm == QkNorm::kFull,
+                                     .document_mask = config_.document_mask};
     const Slot output = m_.slots_.add(name("attention"));
-    stage<nn::Attention>(name("attention"), m_.parameters_, config, weights, x, output);
+    stage<nn::Attention>(name("attention"), m_.parameters_, config, weights, nn::Wire{x, output});
     return {output};
   });
 }
@@ -121,7 +131,8 @@ Slot TransformerBuilder::attention(const Name& name, Slot input) {
 nn::FeedForwardWeights TransformerBuilder::ffn_weights(const std::string& prefix, int64_t width) {
   const int64_t D = shape_.hidden;
   nn::FeedForwardWeights weights{};
-  weights.gate_up_2FD = fused({{prefix + "gate.weight", {width, D}}, {prefix + "up.weight", {width, D}}}, {2 * width, D}, std_, false);
+  weights.gate_up_2FD =
+      fused({{prefix + "gate.weight", {width, D}}, {prefix + "up.weight", {width, D}}}, {2 * width, D}, std_, false);
   weights.down_DF = matrix(prefix + "down.weight", D, width, residual_std_, ParameterKind::kWeight);
   return weights;
 }
@@ -131,7 +142,7 @@ Slot TransformerBuilder::feed_forward_block(const Name& name, const LayerShape& 
     if (!layer.moe) {
       const auto weights = ffn_weights(name("ffn."), layer.ffn_width);
       const Slot output = m_.slots_.add(name("ffn"));
-      stage<nn::FeedForward>(name("ffn"), m_.parameters_, weights, x, output);
+      stage<nn::FeedForward>(name("ffn"), m_.parameters_, weights, nn::Wire{x, output});
       return {output};
     }
     std::vector<Slot> branches;
@@ -142,7 +153,7 @@ Slot TransformerBuilder::feed_forward_block(const Name& name, const LayerShape& 
         weights.output_gate_1D = matrix(name("moe.shared_gate.weight"), 1, shape_.hidden, std_, ParameterKind::kWeight);
       }
       branches.push_back(m_.slots_.add(name("moe.shared")));
-      stage<nn::FeedForward>(name("moe.shared"), m_.parameters_, weights, x, branches.back());
+      stage<nn::FeedForward>(name("moe.shared"), m_.parameters_, weights, nn::Wire{x, branches.back()});
     }
     branches.insert(branches.begin(), moe_branch(name, layer, x));
     return branches;
@@ -155,11 +166,14 @@ std::vector<moe::ExpertWeights> TransformerBuilder::expert_weights(const Name& n
   const int64_t local = layer.num_experts / ranks, first = local * m_.ep_.rank();
   std::vector<moe::ExpertWeights> weights(local);
   for (int64_t e = 0; e < local; ++e) {
-    const auto expert = [&](const char* part) { return name(fmt::format("moe.experts.{}.{}.weight", first + e, part)); };
+    const auto expert = [&](const char* part) {
+      return name(fmt::format("moe.experts.{}.{}.weight", first + e, part));
+    };
     weights[e].gate_up_2FD = fused({{expert("gate"), {F, D}}, {expert("up"), {F, D}}}, {2 * F, D}, std_, true);
   }
   for (int64_t e = 0; e < local; ++e) {
-    weights[e].down_DF = fused({{name(fmt::format("moe.experts.{}.down.weight", first + e)), {D, F}}}, {D, F}, residual_std_, true);
+    weights[e].down_DF =
+        fused({{name(fmt::format("moe.experts.{}.down.weight", first + e)), {D, F}}}, {D, F}, residual_std_, true);
   }
   return weights;
 }
@@ -170,10 +184,21 @@ Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, S
   int moe_layer = 0;
   for (const auto& made : m_.stages_) moe_layer += dynamic_cast<const moe::RouteStage*>(made.get()) != nullptr;
   const Slot decision = m_.decisions_[moe_layer];
-  const moe::ExchangeSlots slots{.input = input, .weights = slot("weights"), .decision = decision, .plan = slot("plan"),
-                                 .rows = slot("rows"), .gates = slot("gates"), .results = slot("results"), .output = slot("output")};
-  auto& route = stage<moe::RouteStage>(name("moe.route"), m_.parameters_, router, config_.moe, layer.top_k, m_.balance_);
-  route.connect({.input = input, .weights = slots.weights, .decision = decision, .all_decisions = m_.decisions_, .layer = moe_layer});
+  const moe::ExchangeSlots slots{.input = input,
+                                 .weights = slot("weights"),
+                                 .decision = decision,
+                                 .plan = slot("plan"),
+                                 .rows = slot("rows"),
+                                 .gates = slot("gates"),
+                                 .results = slot("results"),
+                                 .output = slot("output")};
+  auto& route = stage<moe::RouteStage>(name("moe.route"), m_.parameters_,
+                                       moe::RouteConfig{config_.moe, router, layer.top_k}, m_.balance_);
+  route.connect({.input = input,
+                 .weights = slots.weights,
+                 .decision = decision,
+                 .all_decisions = m_.decisions_,
+                 .layer = moe_layer});
   stage<moe::Dispatch>(name("moe.dispatch"), *m_.dispatcher_, slots);
   stage<moe::ExpertStage>(name("moe.experts"), moe::Experts(m_.parameters_, expert_weights(name, layer)), slots);
   stage<moe::Combine>(name("moe.combine"), *m_.dispatcher_, slots);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Registers the parameters of a Transformer and wires its stages, top to bottom. Used once, by Transformer's constructor.
+// Registers the parameters of a Transformer and wires its stages, top to bottom. Used once, by Transformer's
+// constructor.
 #pragma once
 
 #include "model/transformer.h"
@@ -20,7 +21,8 @@ class TransformerBuilder {
     std::string operator()(const std::string& rest) const { return prefix + rest; }
   };
   nn::ParameterId matrix(const std::string& name, int64_t out, int64_t in, double std, nn::ParameterKind kind);
-  nn::ParameterId fused(const std::vector<nn::LogicalTensor>& parts, std::vector<int64_t> shape, double std, bool expert);
+  nn::ParameterId fused(const std::vector<nn::LogicalTensor>& parts, std::vector<int64_t> shape, double std,
+                        bool expert);
   nn::Norm norm(const std::string& name, int64_t width);
   nn::StageSite site(std::string name) const;
   template <typename S, typename... Args>

@@ -94,14 +94,16 @@ std::vector<double> Balancer::affinity_gradient(const View& view, int layer, int
 double Balancer::z_gradient_scale(const RouterStatistics& s) const {
   double scale = 0;
   for (const auto& loss : config_.losses) {
-    if (loss.type == LossType::kZ && s.tokens() > 0) scale += 2 * loss.coef * s.targets() / static_cast<double>(s.tokens());
+    if (loss.type == LossType::kZ && s.tokens() > 0)
+      scale += 2 * loss.coef * s.targets() / static_cast<double>(s.tokens());
   }
   return scale;
 }
 
 namespace {
 
-// Row of dz for one token: d affinity → dz through softmax or normalised sigmoid, plus the z-loss's 2c/T·lse·softmax(z).
+// Row of dz for one token: d affinity → dz through softmax or normalised sigmoid, plus the z-loss's
+// 2c/T·lse·softmax(z).
 template <typename T>
 struct TokenGradient {
   Score score;
@@ -139,7 +141,8 @@ void Balancer::add_logit_gradient(const View& view, int layer, const Choice& cho
   const double z_scale = z_gradient_scale(s);
   by_dtype(dlogits_TE, [&](auto zero) {
     using T = decltype(zero);
-    const auto logits = elements<T>(choice.logits_TE), probs = elements<T>(choice.probs_TE), lse = elements<T>(choice.lse_T);
+    const auto logits = elements<T>(choice.logits_TE), probs = elements<T>(choice.probs_TE),
+               lse = elements<T>(choice.lse_T);
     const auto dz = elements<T>(dlogits_TE);
     at::parallel_for(0, batch.tokens_count(), 64, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
@@ -174,7 +177,8 @@ double Balancer::value(const View& view, int index, int layer) const {
   return weights > 0 ? sum / weights : 0.0;
 }
 
-void Balancer::end_step(std::span<const int64_t> selected_E, std::span<const int64_t> chosen_E, BalanceState& state) const {
+void Balancer::end_step(std::span<const int64_t> selected_E, std::span<const int64_t> chosen_E,
+                        BalanceState& state) const {
   state.last_counts_E.assign(chosen_E.begin(), chosen_E.end());
   if (!state.bias_E.defined()) return;
   const auto bias = elements<float>(state.bias_E);

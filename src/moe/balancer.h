@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Auxiliary losses and loss-free balancing. Statistics are collected in forward; the gradient is injected into the logits in the
-// router's backward, when the statistics of every layer are known. Formulas and scales: docs/moe.md.
+// Auxiliary losses and loss-free balancing. Statistics are collected in forward; the gradient is injected into the
+// logits in the router's backward, when the statistics of every layer are known. Formulas and scales: docs/moe.md.
 //
-//   switch:  L = coef · Σ_e a_e P_e, P_e the mean affinity, a_e the convention's scaled share of choices (methods.md 0.5)
-//   z:       L = coef · mean_t (logsumexp_e z_te)²                                            (Zoph et al. 2022)
+//   switch:  L = coef · Σ_e a_e P_e, P_e the mean affinity, a_e the convention's scaled share of choices (methods.md
+//   0.5) z:       L = coef · mean_t (logsumexp_e z_te)²                                            (Zoph et al. 2022)
 //
-// Weighting (contract): the value belongs to a micro-batch (or sequence); its gradient is multiplied by that micro-batch's
-// (sequence's) count of targets, so that after the one division by all targets it is weighted by its share.
+// Weighting (contract): the value belongs to a micro-batch (or sequence); its gradient is multiplied by that
+// micro-batch's (sequence's) count of targets, so that after the one division by all targets it is weighted by its
+// share.
 #pragma once
 
 #include <span>
@@ -19,8 +20,8 @@ namespace conclave::moe {
 
 // State of one MoE layer's balancing across steps; in checkpoints, outside weight decay.
 struct BalanceState {
-  Tensor bias_E;                        // fp32; undefined when loss-free balancing is off
-  std::vector<int64_t> last_counts_E;   // choices of the last step over all ranks (level global); empty before the first
+  Tensor bias_E;                       // fp32; undefined when loss-free balancing is off
+  std::vector<int64_t> last_counts_E;  // choices of the last step over all ranks (level global); empty before the first
 };
 
 class Balancer {
@@ -33,7 +34,8 @@ class Balancer {
     std::span<const BalanceState> states;
   };
   // dlogits += the gradient of every loss with respect to the logits of `layer`.
-  void add_logit_gradient(const View& view, int layer, const Choice& choice, const Batch& batch, Tensor& dlogits_TE) const;
+  void add_logit_gradient(const View& view, int layer, const Choice& choice, const Batch& batch,
+                          Tensor& dlogits_TE) const;
   // Value of loss `index` without its coefficient, for this micro-batch and layer (scope model: for the whole model).
   double value(const View& view, int index, int layer) const;
   const std::vector<BalanceLoss>& losses() const { return config_.losses; }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The three stages after the router: Dispatch carries rows to their experts, ExpertStage computes, Combine carries results home and
-// sums them. Only Dispatch and Combine communicate.
+// The three stages after the router: Dispatch carries rows to their experts, ExpertStage computes, Combine carries
+// results home and sums them. Only Dispatch and Combine communicate.
 #pragma once
 
 #include "moe/dispatcher.h"

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Carries rows between the ranks where tokens live and the ranks that own their experts. Two verbs, each also the other's backward:
+// Carries rows between the ranks where tokens live and the ranks that own their experts. Two verbs, each also the
+// other's backward:
 //
-//   send:    token rows x[T, D] → expert rows [R, D], one for each kept (token, expert) pair, grouped by (source rank, expert)
-//   give_back: expert rows [R, D] → y[T, D], the sum over each token's rows in choice order
+//   send:    token rows x[T, D] → expert rows [R, D], one for each kept (token, expert) pair, grouped by (source rank,
+//   expert) give_back: expert rows [R, D] → y[T, D], the sum over each token's rows in choice order
 //
-// A scalar may travel with each pair (the gate; backward: its gradient). A dispatcher owns no parameters. Rows of one (source,
-// expert) pair form a segment, padded with zero rows to a multiple of 16: the fixed rule under which expert products are bitwise
-// the same in every layout. All ranks of the group take part, also with no rows. R rows received incl. padding, N pairs sent.
+// A scalar may travel with each pair (the gate; backward: its gradient). A dispatcher owns no parameters. Rows of one
+// (source, expert) pair form a segment, padded with zero rows to a multiple of 16: the fixed rule under which expert
+// products are bitwise the same in every layout. All ranks of the group take part, also with no rows. R rows received
+// incl. padding, N pairs sent.
 #pragma once
 
 #include <memory>
@@ -31,9 +33,10 @@ struct DispatchPlan {
   const Routing* routing = nullptr;
   std::vector<Segment> segments;
   int64_t rows_R = 0;
-  std::vector<int32_t> source_of_R;  // index into what arrived (local: the token; all-to-all: the receive buffer); -1 = padding
-  std::vector<int32_t> pair_of_R;    // local only: index of the pair; -1 = padding
-  std::vector<int32_t> place_of_N;   // inverse of source_of_R over what arrived
+  std::vector<int32_t>
+      source_of_R;  // index into what arrived (local: the token; all-to-all: the receive buffer); -1 = padding
+  std::vector<int32_t> pair_of_R;                 // local only: index of the pair; -1 = padding
+  std::vector<int32_t> place_of_N;                // inverse of source_of_R over what arrived
   std::vector<int64_t> send_counts, recv_counts;  // pairs for each rank of the group
 };
 
@@ -62,7 +65,8 @@ class Dispatcher {
   static std::unique_ptr<Dispatcher> make(const DispatchConfig& config, const comm::Group& ep);
 };
 
-// Adds the segments of one source, `counts_e` rows for each local expert in order; `first` is where they lie in what arrived.
+// Adds the segments of one source, `counts_e` rows for each local expert in order; `first` is where they lie in what
+// arrived.
 void append_segments(std::span<const int32_t> counts_e, int source, int64_t first, DispatchPlan& plan);
 
 }  // namespace conclave::moe

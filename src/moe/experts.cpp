@@ -13,7 +13,7 @@ namespace conclave::moe {
 Experts::Experts(const nn::Parameters& parameters, std::vector<ExpertWeights> local_experts)
     : parameters_(parameters), experts_(std::move(local_experts)) {}
 
-void Experts::product(std::span<const Segment> segments, const Tensor& x, nn::ParameterId ExpertWeights::* member,
+void Experts::product(std::span<const Segment> segments, const Tensor& x, nn::ParameterId ExpertWeights::*member,
                       bool transposed, Tensor& y) const {
   for (const auto& segment : segments) {
     const Tensor weight = parameters_.value(experts_[segment.expert].*member);
@@ -39,10 +39,11 @@ Rows Experts::backward_input(std::span<const Segment> segments, const Tensor& do
   saved.dout_RD = dout_RD;
   Tensor dact = at::empty({R, F}, dout_RD.options());
   product(segments, dout_RD, &ExpertWeights::down_DF, false, dact);
-  saved.dh_R2F = at::empty_like(saved.h_R2F);
-  saved.act_RF = at::empty_like(dact);
-  Rows gradients{at::empty_like(saved.rows_RD), at::empty_like(saved.gates_R)};
-  kernels::swiglu_backward(dact, saved.h_R2F, saved.gates_R, saved.dh_R2F, gradients.scalars, saved.act_RF);
+  kernels::SwigluGradients inner{at::empty_like(saved.h_R2F), at::empty_like(saved.gates_R), at::empty_like(dact)};
+  kernels::swiglu_backward(dact, saved.h_R2F, saved.gates_R, inner);
+  saved.dh_R2F = inner.dh_N2F;
+  saved.act_RF = inner.out_NF;
+  Rows gradients{at::empty_like(saved.rows_RD), inner.dscale_N};
   product(segments, saved.dh_R2F, &ExpertWeights::gate_up_2FD, false, gradients.rows);
   return gradients;
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The experts of one layer on this rank: grouped SwiGLU over segments of rows, one product per (source, expert) segment. Gates are
-// applied before the down projection (methods.md 3.2), so what is kept for backward is the rows and the pre-activations.
-// R rows incl. padding, D model width, F expert width.
+// The experts of one layer on this rank: grouped SwiGLU over segments of rows, one product per (source, expert)
+// segment. Gates are applied before the down projection (methods.md 3.2), so what is kept for backward is the rows and
+// the pre-activations. R rows incl. padding, D model width, F expert width.
 #pragma once
 
 #include <span>
@@ -32,8 +32,8 @@ class Experts {
 
  private:
   // y[segment] = x[segment] · Wᵀ, or · W, with W the segment's expert's `member`.
-  void product(std::span<const Segment> segments, const Tensor& x, nn::ParameterId ExpertWeights::* member, bool transposed,
-               Tensor& y) const;
+  void product(std::span<const Segment> segments, const Tensor& x, nn::ParameterId ExpertWeights::*member,
+               bool transposed, Tensor& y) const;
 
   const nn::Parameters& parameters_;
   std::vector<ExpertWeights> experts_;

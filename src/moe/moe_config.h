@@ -156,8 +156,7 @@ struct MoeConfig {
     field("branch", branch, "serial; parallel = dense FFN beside; residual = from the block input (Arctic)");
     field("top_k", top_k, "experts for each token",
           config::Rule{.min = 1, .max = 1e9, .unbuilt = "a schedule of top_k is not built yet; give one number"});
-    field("expert_hidden_size", expert_hidden_size, "width of an expert; null = model.ffn_hidden_size",
-          config::kSize);
+    field("expert_hidden_size", expert_hidden_size, "width of an expert; null = model.ffn_hidden_size", config::kSize);
     field("granularity", granularity, "G: E*G experts of width/G, k*G for each token (ReMoE)", config::kSize);
     field("num_shared_experts", num_shared_experts, "experts every token uses", config::Rule{.min = 0, .max = 1e9});
     field("shared_hidden_size", shared_hidden_size,

@@ -55,10 +55,16 @@ struct Survivors {
 
 }  // namespace
 
-RouteStage::RouteStage(nn::StageSite site, const nn::Parameters& parameters, nn::ParameterId weight_ED, const MoeConfig& config,
-                       int64_t top_k, const std::vector<BalanceState>& states)
-    : Stage(std::move(site)), parameters_(parameters), weight_(weight_ED), config_(config), top_k_(top_k),
-      router_(Router::make(config.router, top_k)), balancer_(config.balance, config.router.score), states_(states) {}
+RouteStage::RouteStage(nn::StageSite site, const nn::Parameters& parameters, const RouteConfig& config,
+                       const std::vector<BalanceState>& states)
+    : Stage(std::move(site)),
+      parameters_(parameters),
+      weight_(config.weight_ED),
+      config_(config.moe),
+      top_k_(config.top_k),
+      router_(Router::make(config_.router, top_k_)),
+      balancer_(config_.balance, config_.router.score),
+      states_(states) {}
 
 std::vector<uint8_t> RouteStage::admitted(const Choice& choice, const nn::Frame& frame, int64_t& dropped) const {
   const Batch& batch = frame.batch();
@@ -81,7 +87,8 @@ Tensor RouteStage::pair_weights(const Decision& decision) const {
     using T = decltype(zero);
     const auto weights = elements<T>(decision.choice.weights_TK), out = elements<T>(pairs);
     for (int64_t n = 0; n < routing.pairs(); ++n) out[n] = weights[routing.rows_N[n] * top_k_ + routing.choices_N[n]];
-    if (renormalizes()) Survivors{routing, top_k_, config_.router.routed_scaling_factor}.template normalize<T>(weights, out);
+    if (renormalizes())
+      Survivors{routing, top_k_, config_.router.routed_scaling_factor}.template normalize<T>(weights, out);
   });
   return pairs;
 }
@@ -97,7 +104,8 @@ void RouteStage::forward(nn::Frame& frame) {
   const auto keep = admitted(decision.choice, frame, dropped);
   decision.routing = make_routing(decision.choice.ids_TK, keep, logits.size(0), logits.size(1));
   decision.routing.dropped = dropped;
-  decision.statistics = gather_statistics(decision.choice, unbiased, decision.routing, frame.batch(), config_.router.score);
+  decision.statistics =
+      gather_statistics(decision.choice, unbiased, decision.routing, frame.batch(), config_.router.score);
   frame.value(slots_.weights) = pair_weights(decision);
   frame.object(slots_.decision) = std::move(decision);
 }
@@ -109,7 +117,8 @@ Tensor RouteStage::choice_gradient(const Tensor& dweights_N, const Decision& dec
     using T = decltype(zero);
     const auto in = elements<T>(dweights_N), out = elements<T>(dchoice);
     if (renormalizes()) {
-      Survivors{routing, top_k_, config_.router.routed_scaling_factor}.template differentiate<T>(elements<T>(decision.choice.weights_TK), in, out);
+      Survivors{routing, top_k_, config_.router.routed_scaling_factor}.template differentiate<T>(
+          elements<T>(decision.choice.weights_TK), in, out);
       return;
     }
     for (int64_t n = 0; n < routing.pairs(); ++n) out[routing.rows_N[n] * top_k_ + routing.choices_N[n]] = in[n];

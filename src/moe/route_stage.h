@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The router's stage: logits, choice, drops and statistics in forward; the gradient of weights and auxiliary losses in backward.
-// Logits are at least fp32. Input x [T, D]; outputs the pair weights [N] and, as an object, the Decision.
+// The router's stage: logits, choice, drops and statistics in forward; the gradient of weights and auxiliary losses in
+// backward. Logits are at least fp32. Input x [T, D]; outputs the pair weights [N] and, as an object, the Decision.
 #pragma once
 
 #include <memory>
@@ -21,17 +21,23 @@ struct Decision {
 
 struct RouteSlots {
   nn::Slot input;
-  nn::Slot weights;                   // [N]
-  nn::Slot decision;                  // object: Decision
+  nn::Slot weights;                     // [N]
+  nn::Slot decision;                    // object: Decision
   std::vector<nn::Slot> all_decisions;  // of every MoE layer in order (losses over the whole model)
-  int layer = 0;                      // this one's place among the MoE layers
+  int layer = 0;                        // this one's place among the MoE layers
+};
+
+struct RouteConfig {
+  MoeConfig moe;
+  nn::ParameterId weight_ED = 0;
+  int64_t top_k = 1;  // after granularity
 };
 
 class RouteStage : public nn::Stage {
  public:
   // `states` has one entry for each MoE layer and outlives the stage.
-  RouteStage(nn::StageSite site, const nn::Parameters& parameters, nn::ParameterId weight_ED, const MoeConfig& config,
-             int64_t top_k, const std::vector<BalanceState>& states);
+  RouteStage(nn::StageSite site, const nn::Parameters& parameters, const RouteConfig& config,
+             const std::vector<BalanceState>& states);
   void connect(RouteSlots slots) { slots_ = std::move(slots); }
 
   std::vector<nn::Slot> inputs() const override { return {slots_.input}; }

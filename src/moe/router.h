@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A router turns logits into a choice of experts with weights, and the gradient of the weights into one of the logits. It owns no
-// parameters, knows no transport and drops nothing. One file per router in routers/, one row in the table in router.cpp.
+// A router turns logits into a choice of experts with weights, and the gradient of the weights into one of the logits.
+// It owns no parameters, knows no transport and drops nothing. One file per router in routers/, one row in the table in
+// router.cpp.
 #pragma once
 
 #include <memory>

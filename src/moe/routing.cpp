@@ -3,7 +3,8 @@
 
 namespace conclave::moe {
 
-Routing make_routing(std::span<const int32_t> ids_TK, std::span<const uint8_t> keep_TK, int64_t tokens, int64_t num_experts) {
+Routing make_routing(std::span<const int32_t> ids_TK, std::span<const uint8_t> keep_TK, int64_t tokens,
+                     int64_t num_experts) {
   const int64_t k = tokens == 0 ? 0 : static_cast<int64_t>(ids_TK.size()) / tokens;
   Routing routing;
   routing.tokens = tokens;

@@ -15,7 +15,8 @@ struct SequenceSums {
 
 // One sequence, tokens in order: the same bits on any number of threads.
 template <typename T>
-SequenceSums add_affinities(const Choice& choice, const Batch& batch, int64_t sequence, Score score, std::span<double> affinity_E) {
+SequenceSums add_affinities(const Choice& choice, const Batch& batch, int64_t sequence, Score score,
+                            std::span<double> affinity_E) {
   const int64_t E = static_cast<int64_t>(affinity_E.size());
   const auto probs = elements<T>(choice.probs_TE), lse = elements<T>(choice.lse_T);
   SequenceSums sums;
@@ -51,8 +52,8 @@ int64_t RouterStatistics::tokens() const { return std::accumulate(tokens_B.begin
 
 double RouterStatistics::targets() const { return std::accumulate(targets_B.begin(), targets_B.end(), 0.0); }
 
-RouterStatistics gather_statistics(const Choice& choice, std::span<const int32_t> unbiased_ids_TK, const Routing& routing,
-                                   const Batch& batch, Score score) {
+RouterStatistics gather_statistics(const Choice& choice, std::span<const int32_t> unbiased_ids_TK,
+                                   const Routing& routing, const Batch& batch, Score score) {
   RouterStatistics s;
   s.experts = choice.logits_TE.size(1);
   s.sequences = batch.sequences;

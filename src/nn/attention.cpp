@@ -17,7 +17,8 @@ namespace {
 // Additive mask [B, 1, S, S]: 0 where a token may look, -inf elsewhere. Causal, and inside one segment.
 Tensor segment_mask(const Batch& batch, const Tensor& like) {
   const int64_t S = batch.length;
-  Tensor mask = at::full({batch.sequences, 1, S, S}, -std::numeric_limits<double>::infinity(), like.options().dtype(at::kDouble));
+  Tensor mask =
+      at::full({batch.sequences, 1, S, S}, -std::numeric_limits<double>::infinity(), like.options().dtype(at::kDouble));
   double* out = mask.data_ptr<double>();
   for (int64_t b = 0; b < batch.sequences; ++b)
     for (int64_t i = 0; i < S; ++i)
@@ -28,10 +29,9 @@ Tensor segment_mask(const Batch& batch, const Tensor& like) {
 
 }  // namespace
 
-Attention::Attention(StageSite site, const Parameters& parameters, const AttentionConfig& config, AttentionWeights weights,
-                     Slot input, Slot output)
-    : Stage(std::move(site)), parameters_(parameters), config_(config), weights_(std::move(weights)), input_(input),
-      output_(output) {}
+Attention::Attention(StageSite site, const Parameters& parameters, const AttentionConfig& config,
+                     AttentionWeights weights, Wire wire)
+    : Stage(std::move(site)), parameters_(parameters), config_(config), weights_(std::move(weights)), wire_(wire) {}
 
 Tensor Attention::normed(const Tensor& x_TNH, const std::optional<Norm>& norm, Norm::Saved& saved) const {
   if (!norm) return x_TNH;
@@ -60,7 +60,7 @@ Tensor Attention::tokens_first(const Tensor& dx_BNSH, int64_t repeat) const {
 
 void Attention::forward(Frame& frame) {
   const Batch& batch = frame.batch();
-  const Tensor& x = frame.value(input_);
+  const Tensor& x = frame.value(wire_.input);
   auto& saved = frame.saved<Saved>(index());
   if (!rope_.cos_PH.defined()) {
     rope_ = kernels::rope_table(config_.max_positions, config_.head_dim, config_.rope_theta, x.scalar_type());
@@ -68,7 +68,9 @@ void Attention::forward(Frame& frame) {
   Tensor qkv = linear_forward(x, parameters_.value(weights_.qkv));
   if (weights_.qkv_bias) kernels::add_bias(qkv, parameters_.value(*weights_.qkv_bias));
   const auto part = [&](int64_t first, int64_t heads) {
-    return qkv.narrow(1, first * config_.head_dim, heads * config_.head_dim).contiguous().view({-1, heads, config_.head_dim});
+    return qkv.narrow(1, first * config_.head_dim, heads * config_.head_dim)
+        .contiguous()
+        .view({-1, heads, config_.head_dim});
   };
   const int64_t N = config_.heads, M = config_.kv_heads;
   Tensor q = normed(part(0, N), weights_.q_norm, saved.q_norm);
@@ -83,7 +85,7 @@ void Attention::forward(Frame& frame) {
   std::tie(saved.out_BNSH, saved.lse) = at::_scaled_dot_product_flash_attention_for_cpu(
       saved.q_BNSH, saved.k_BNSH, saved.v_BNSH, 0.0, !config_.document_mask, mask);
   saved.context_TD = saved.out_BNSH.transpose(1, 2).reshape({x.size(0), N * config_.head_dim});
-  frame.value(output_) = linear_forward(saved.context_TD, parameters_.value(weights_.output));
+  frame.value(wire_.output) = linear_forward(saved.context_TD, parameters_.value(weights_.output));
   if (!frame.training()) frame.forget(index());
 }
 
@@ -91,7 +93,7 @@ void Attention::backward_input(Frame& frame) {
   const Batch& batch = frame.batch();
   auto& saved = frame.saved<Saved>(index());
   const int64_t N = config_.heads, M = config_.kv_heads;
-  const Tensor dcontext = linear_backward_input(frame.grad(output_), parameters_.value(weights_.output));
+  const Tensor dcontext = linear_backward_input(frame.grad(wire_.output), parameters_.value(weights_.output));
   const Tensor dout = heads_first(dcontext.view({-1, N, config_.head_dim}), batch, 1);
   const auto mask = config_.document_mask ? std::optional<Tensor>(saved.mask) : std::nullopt;
   const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
@@ -105,14 +107,16 @@ void Attention::backward_input(Frame& frame) {
                         norm_backward(dk_TMH, weights_.k_norm, saved.k_norm, saved.dk).view({T, -1}),
                         tokens_first(dv, N / M).view({T, -1})},
                        1);
-  frame.add_grad(input_, linear_backward_input(saved.dqkv, parameters_.value(weights_.qkv)));
+  frame.add_grad(wire_.input, linear_backward_input(saved.dqkv, parameters_.value(weights_.qkv)));
 }
 
 void Attention::backward_weight(Frame& frame) {
   auto& saved = frame.saved<Saved>(index());
   auto& gradients = frame.gradients();
-  linear_backward_weight(frame.grad(output_), saved.context_TD, gradients.fresh, gradients.view(parameters_[weights_.output]));
-  linear_backward_weight(saved.dqkv, frame.value(input_), gradients.fresh, gradients.view(parameters_[weights_.qkv]));
+  linear_backward_weight(frame.grad(wire_.output), saved.context_TD, gradients.fresh,
+                         gradients.view(parameters_[weights_.output]));
+  linear_backward_weight(saved.dqkv, frame.value(wire_.input), gradients.fresh,
+                         gradients.view(parameters_[weights_.qkv]));
   if (weights_.qkv_bias) {
     Tensor dbias = gradients.view(parameters_[*weights_.qkv_bias]);
     kernels::sum_columns(saved.dqkv, dbias);

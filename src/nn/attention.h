@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Causal grouped-query attention with rotary positions (Su et al. 2021), optional QK-norm (per head or over the whole projection) and
-// q/k/v bias, through ATen's flash attention for CPU. Input and output [T, D]; T = B·S tokens, N query heads, M key/value heads,
-// H head width. Query, key and value projections are one fused matrix [(N + 2M)·H, D].
+// Causal grouped-query attention with rotary positions (Su et al. 2021), optional QK-norm (per head or over the whole
+// projection) and q/k/v bias, through ATen's flash attention for CPU. Input and output [T, D]; T = B·S tokens, N query
+// heads, M key/value heads, H head width. Query, key and value projections are one fused matrix [(N + 2M)·H, D].
 #pragma once
 
 #include <optional>
@@ -28,10 +28,10 @@ struct AttentionWeights {
 
 class Attention : public Stage {
  public:
-  Attention(StageSite site, const Parameters& parameters, const AttentionConfig& config, AttentionWeights weights, Slot input,
-            Slot output);
-  std::vector<Slot> inputs() const override { return {input_}; }
-  std::vector<Slot> outputs() const override { return {output_}; }
+  Attention(StageSite site, const Parameters& parameters, const AttentionConfig& config, AttentionWeights weights,
+            Wire wire);
+  std::vector<Slot> inputs() const override { return {wire_.input}; }
+  std::vector<Slot> outputs() const override { return {wire_.output}; }
   void forward(Frame& frame) override;
   void backward_input(Frame& frame) override;
   void backward_weight(Frame& frame) override;
@@ -44,7 +44,8 @@ class Attention : public Stage {
     Tensor dq, dk, dqkv;                                 // dq, dk: gradients at the norms' outputs, for their weights
   };
   Tensor normed(const Tensor& x_TNH, const std::optional<Norm>& norm, Norm::Saved& saved) const;
-  Tensor norm_backward(const Tensor& dy_TNH, const std::optional<Norm>& norm, const Norm::Saved& saved, Tensor& dy_rows) const;
+  Tensor norm_backward(const Tensor& dy_TNH, const std::optional<Norm>& norm, const Norm::Saved& saved,
+                       Tensor& dy_rows) const;
   Tensor heads_first(const Tensor& x_TNH, const Batch& batch, int64_t repeat) const;
   Tensor tokens_first(const Tensor& dx_BNSH, int64_t repeat) const;
 
@@ -52,7 +53,7 @@ class Attention : public Stage {
   AttentionConfig config_;
   AttentionWeights weights_;
   kernels::RopeTable rope_;
-  Slot input_, output_;
+  Wire wire_;
 };
 
 }  // namespace conclave::nn

@@ -12,11 +12,11 @@
 
 namespace conclave::nn {
 
-FeedForward::FeedForward(StageSite site, const Parameters& parameters, FeedForwardWeights weights, Slot input, Slot output)
-    : Stage(std::move(site)), parameters_(parameters), weights_(weights), input_(input), output_(output) {}
+FeedForward::FeedForward(StageSite site, const Parameters& parameters, FeedForwardWeights weights, Wire wire)
+    : Stage(std::move(site)), parameters_(parameters), weights_(weights), wire_(wire) {}
 
 void FeedForward::forward(Frame& frame) {
-  const Tensor& x = frame.value(input_);
+  const Tensor& x = frame.value(wire_.input);
   auto& saved = frame.saved<Saved>(index());
   saved.h_T2F = linear_forward(x, parameters_.value(weights_.gate_up_2FD));
   if (weights_.output_gate_1D) {
@@ -27,29 +27,31 @@ void FeedForward::forward(Frame& frame) {
   }
   Tensor act = at::empty({x.size(0), saved.h_T2F.size(1) / 2}, x.options());
   kernels::swiglu(saved.h_T2F, saved.scale_T, act);
-  frame.value(output_) = linear_forward(act, parameters_.value(weights_.down_DF));
+  frame.value(wire_.output) = linear_forward(act, parameters_.value(weights_.down_DF));
   if (!frame.training()) frame.forget(index());
 }
 
 void FeedForward::backward_input(Frame& frame) {
   auto& saved = frame.saved<Saved>(index());
-  const Tensor dact = linear_backward_input(frame.grad(output_), parameters_.value(weights_.down_DF));
-  saved.act_TF = at::empty_like(dact);
-  saved.dh_T2F = at::empty_like(saved.h_T2F);
-  Tensor dscale = weights_.output_gate_1D ? at::empty_like(saved.scale_T) : Tensor();
-  kernels::swiglu_backward(dact, saved.h_T2F, saved.scale_T, saved.dh_T2F, dscale, saved.act_TF);
-  frame.add_grad(input_, linear_backward_input(saved.dh_T2F, parameters_.value(weights_.gate_up_2FD)));
+  const Tensor dact = linear_backward_input(frame.grad(wire_.output), parameters_.value(weights_.down_DF));
+  kernels::SwigluGradients gradients{at::empty_like(saved.h_T2F), {}, at::empty_like(dact)};
+  if (weights_.output_gate_1D) gradients.dscale_N = at::empty_like(saved.scale_T);
+  kernels::swiglu_backward(dact, saved.h_T2F, saved.scale_T, gradients);
+  saved.dh_T2F = gradients.dh_N2F;
+  saved.act_TF = gradients.out_NF;
+  frame.add_grad(wire_.input, linear_backward_input(saved.dh_T2F, parameters_.value(weights_.gate_up_2FD)));
   if (weights_.output_gate_1D) {
-    saved.dgate_T1 = (dscale * saved.scale_T * (1 - saved.scale_T)).view({-1, 1});
-    frame.add_grad(input_, linear_backward_input(saved.dgate_T1, parameters_.value(*weights_.output_gate_1D)));
+    saved.dgate_T1 = (gradients.dscale_N * saved.scale_T * (1 - saved.scale_T)).view({-1, 1});
+    frame.add_grad(wire_.input, linear_backward_input(saved.dgate_T1, parameters_.value(*weights_.output_gate_1D)));
   }
 }
 
 void FeedForward::backward_weight(Frame& frame) {
   auto& saved = frame.saved<Saved>(index());
   auto& gradients = frame.gradients();
-  const Tensor& x = frame.value(input_);
-  linear_backward_weight(frame.grad(output_), saved.act_TF, gradients.fresh, gradients.view(parameters_[weights_.down_DF]));
+  const Tensor& x = frame.value(wire_.input);
+  linear_backward_weight(frame.grad(wire_.output), saved.act_TF, gradients.fresh,
+                         gradients.view(parameters_[weights_.down_DF]));
   linear_backward_weight(saved.dh_T2F, x, gradients.fresh, gradients.view(parameters_[weights_.gate_up_2FD]));
   if (weights_.output_gate_1D) {
     linear_backward_weight(saved.dgate_T1, x, gradients.fresh, gradients.view(parameters_[*weights_.output_gate_1D]));

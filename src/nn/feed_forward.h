@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// SwiGLU feed-forward (Shazeer 2020): y = (silu(x·Wgᵀ) ⊙ x·Wuᵀ)·Wdᵀ, optionally times sigmoid(x·wsᵀ) per token (the gated shared
-// expert of Qwen2-MoE). Serves dense layers, the dense twin and shared experts. Gate and up are one fused matrix [2F, D].
+// SwiGLU feed-forward (Shazeer 2020): y = (silu(x·Wgᵀ) ⊙ x·Wuᵀ)·Wdᵀ, optionally times sigmoid(x·wsᵀ) per token (the
+// gated shared expert of Qwen2-MoE). Serves dense layers, the dense twin and shared experts. Gate and up are one fused
+// matrix [2F, D].
 #pragma once
 
 #include <optional>
@@ -17,21 +18,21 @@ struct FeedForwardWeights {
 
 class FeedForward : public Stage {
  public:
-  FeedForward(StageSite site, const Parameters& parameters, FeedForwardWeights weights, Slot input, Slot output);
-  std::vector<Slot> inputs() const override { return {input_}; }
-  std::vector<Slot> outputs() const override { return {output_}; }
+  FeedForward(StageSite site, const Parameters& parameters, FeedForwardWeights weights, Wire wire);
+  std::vector<Slot> inputs() const override { return {wire_.input}; }
+  std::vector<Slot> outputs() const override { return {wire_.output}; }
   void forward(Frame& frame) override;
   void backward_input(Frame& frame) override;
   void backward_weight(Frame& frame) override;
 
  private:
   struct Saved {
-    Tensor h_T2F, scale_T;             // from forward
-    Tensor dh_T2F, act_TF, dgate_T1;   // from backward_input, for the weight gradients
+    Tensor h_T2F, scale_T;            // from forward
+    Tensor dh_T2F, act_TF, dgate_T1;  // from backward_input, for the weight gradients
   };
   const Parameters& parameters_;
   FeedForwardWeights weights_;
-  Slot input_, output_;
+  Wire wire_;
 };
 
 }  // namespace conclave::nn

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One micro-batch in flight: its batch, the values and gradients of the named slots between stages, and what each stage saved
-// for its backward. Two frames never share state, so an executor may run one against the other.
+// One micro-batch in flight: its batch, the values and gradients of the named slots between stages, and what each stage
+// saved for its backward. Two frames never share state, so an executor may run one against the other.
 #pragma once
 
 #include <any>
@@ -57,7 +57,7 @@ class Frame {
   }
   void forget(int stage) { saved_[stage].reset(); }
 
-  double loss_sum = 0;     // sum over the counted targets, nats
+  double loss_sum = 0;      // sum over the counted targets, nats
   double target_count = 0;  // targets that count (mask 1)
 
  private:

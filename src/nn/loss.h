@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The output head and its cross entropy in one stage, in chunks of a fixed number of tokens, so that [tokens, vocabulary] never
-// exists in full. The gradient of a *sum* over counted targets is known at once, so forward also computes it: one pass over the
-// logits instead of two. V vocabulary.
+// The output head and its cross entropy in one stage, in chunks of a fixed number of tokens, so that [tokens,
+// vocabulary] never exists in full. The gradient of a *sum* over counted targets is known at once, so forward also
+// computes it: one pass over the logits instead of two. V vocabulary.
 #pragma once
 
 #include "nn/stage.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// RMSNorm (Zhang and Sennrich 2019): y = x / sqrt(mean(x²) + eps) · weight, over rows. `Norm` is the arithmetic, used inside other
-// stages too; `NormStage` puts it between two slots.
+// RMSNorm (Zhang and Sennrich 2019): y = x / sqrt(mean(x²) + eps) · weight, over rows. `Norm` is the arithmetic, used
+// inside other stages too; `NormStage` puts it between two slots.
 #pragma once
 
 #include "nn/stage.h"

@@ -19,11 +19,16 @@ constexpr int64_t kAlignment = 16;  // elements: 64 bytes in fp32
 
 const char* kind_name(ParameterKind kind) {
   switch (kind) {
-    case ParameterKind::kWeight: return "weight";
-    case ParameterKind::kNorm: return "norm";
-    case ParameterKind::kBias: return "bias";
-    case ParameterKind::kEmbedding: return "embedding";
-    case ParameterKind::kRouter: return "router";
+    case ParameterKind::kWeight:
+      return "weight";
+    case ParameterKind::kNorm:
+      return "norm";
+    case ParameterKind::kBias:
+      return "bias";
+    case ParameterKind::kEmbedding:
+      return "embedding";
+    case ParameterKind::kRouter:
+      return "router";
   }
   return "";
 }

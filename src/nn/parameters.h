@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Parameters in flat, contiguous buffers with named views: one buffer for what every data-parallel rank holds, one for the
-// experts this rank owns. Reduction, clipping, AdamW and checkpoints walk ranges of these buffers, never tensors.
+// Parameters in flat, contiguous buffers with named views: one buffer for what every data-parallel rank holds, one for
+// the experts this rank owns. Reduction, clipping, AdamW and checkpoints walk ranges of these buffers, never tensors.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,8 @@ enum class ParameterKind { kWeight, kNorm, kBias, kEmbedding, kRouter };
 // The word of `optim.no_decay` for a kind ("weight" cannot be listed there).
 const char* kind_name(ParameterKind kind);
 
-// A tensor as users, checkpoints and initialisation know it. Several may be fused into one parameter, one after another.
+// A tensor as users, checkpoints and initialisation know it. Several may be fused into one parameter, one after
+// another.
 struct LogicalTensor {
   std::string name;            // "layers.3.moe.experts.17.gate.weight", experts by global id
   std::vector<int64_t> shape;  // row-major
@@ -41,8 +42,8 @@ using ParameterId = int;
 class Parameters {
  public:
   ParameterId add(ParameterSpec spec);
-  // Makes the buffers and fills them: every element is a function of (seed, logical name, element), so every layout starts
-  // from the same weights.
+  // Makes the buffers and fills them: every element is a function of (seed, logical name, element), so every layout
+  // starts from the same weights.
   void allocate(at::ScalarType dtype, uint64_t seed);
 
   const Parameter& operator[](ParameterId id) const { return parameters_[id]; }
@@ -62,8 +63,8 @@ class Parameters {
 // Where the parameter gradients of one micro-batch go: flat buffers laid out like the parameters', zero at the start.
 struct Gradients {
   Tensor dense;
-  // One buffer for each rank of the ep group whose rows may arrive here: partial sums stay apart until the canonical tree
-  // adds them. With one buffer, all sources share it.
+  // One buffer for each rank of the ep group whose rows may arrive here: partial sums stay apart until the canonical
+  // tree adds them. With one buffer, all sources share it.
   std::vector<Tensor> experts;
   bool fresh = true;  // nothing written yet, so a product may overwrite instead of add
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A stage: a piece of the model with explicit forward and backward, wired to others by slots. There is no autograd graph between
-// stages; an executor calls them, in order or against those of another micro-batch.
+// A stage: a piece of the model with explicit forward and backward, wired to others by slots. There is no autograd
+// graph between stages; an executor calls them, in order or against those of another micro-batch.
 #pragma once
 
 #include <string>
@@ -14,6 +14,11 @@ namespace conclave::nn {
 struct StageSite {
   std::string name;  // "layers.3.attention"
   int index = 0;     // position in the model, names the stage's place in a frame
+};
+
+// The two slots of a stage with one input and one output.
+struct Wire {
+  Slot input, output;
 };
 
 class Stage {
@@ -36,7 +41,8 @@ class Stage {
   StageSite site_;
 };
 
-// A stage that communicates. start and finish are issued in the same order on all ranks; other stages may run between them.
+// A stage that communicates. start and finish are issued in the same order on all ranks; other stages may run between
+// them.
 class ExchangeStage : public Stage {
  public:
   using Stage::Stage;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdamW (Loshchilov and Hutter 2019) over one flat buffer of parameters: moments of the same layout, one pass over ranges. It knows
-// neither names nor ranks.
+// AdamW (Loshchilov and Hutter 2019) over one flat buffer of parameters: moments of the same layout, one pass over
+// ranges. It knows neither names nor ranks.
 #pragma once
 
 #include <cstdint>

@@ -17,7 +17,8 @@ double learning_rate(const OptimConfig& config, int64_t total_steps, int64_t ste
   // wsd decays at the end of the run, the others right after warm-up.
   const int64_t start = config.schedule == ScheduleType::kWsd ? total_steps - decay : warmup;
   if (step < start) return config.lr;
-  const double progress = decay <= 1 ? 1.0 : std::min(1.0, static_cast<double>(step - start) / static_cast<double>(decay - 1));
+  const double progress =
+      decay <= 1 ? 1.0 : std::min(1.0, static_cast<double>(step - start) / static_cast<double>(decay - 1));
   const double remaining =
       config.schedule == ScheduleType::kCosine ? 0.5 * (1.0 + std::cos(std::numbers::pi * progress)) : 1.0 - progress;
   return config.min_lr + (config.lr - config.min_lr) * remaining;

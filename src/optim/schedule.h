@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Learning rate as a pure function of the step: linear warm-up from 0 to lr, then cosine, linear, constant, or warm-up-stable-decay
-// (Hu et al. 2024) down to min_lr. Nothing to save.
+// Learning rate as a pure function of the step: linear warm-up from 0 to lr, then cosine, linear, constant, or
+// warm-up-stable-decay (Hu et al. 2024) down to min_lr. Nothing to save.
 #pragma once
 
 #include "optim/optim_config.h"

@@ -147,16 +147,6 @@ std::unique_ptr<GradientReducer<T>> make_gradient_reducer(Reduction reduction, c
   return std::make_unique<FastReducer<T>>(layout);
 }
 
-int64_t gradient_bytes(Reduction reduction, int64_t micro_batches, int64_t dp, int64_t ep, int64_t dense,
-                       int64_t expert) {
-  const int64_t item = sizeof(float);
-  if (reduction == Reduction::kFast) return item * (dense + expert);
-  const int64_t local = std::max<int64_t>(micro_batches / dp, 1);
-  const int64_t buffers = std::bit_width(static_cast<uint64_t>(local));
-  return item *
-         (buffers * (dense + ep * expert) + exchanged_elements(dense, dp, 1) + exchanged_elements(expert, dp / ep, ep));
-}
-
 template class GradientReducer<float>;
 template class GradientReducer<double>;
 template std::unique_ptr<GradientReducer<float>> make_gradient_reducer<float>(Reduction, const GradientLayout&);

@@ -50,8 +50,4 @@ class GradientReducer {
 template <typename T>
 std::unique_ptr<GradientReducer<T>> make_gradient_reducer(Reduction reduction, const GradientLayout& layout);
 
-// Memory a reducer of floats holds, in bytes, in a step of `micro_batches`: for `conclave check` and `info`.
-int64_t gradient_bytes(Reduction reduction, int64_t micro_batches, int64_t dp, int64_t ep, int64_t dense,
-                       int64_t expert);
-
 }  // namespace conclave::parallel

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Named state for checkpoints. Whoever owns state describes it here as boxes in global coordinates; the store writes and
-// fills bytes and knows neither models nor optimizers.
+// Named state for checkpoints. Whoever owns state describes it here as boxes in global coordinates; the store writes
+// and fills bytes and knows neither models nor optimizers.
 #pragma once
 
 #include <cstddef>

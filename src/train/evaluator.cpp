@@ -5,7 +5,8 @@
 
 namespace conclave::train {
 
-std::vector<Evaluation> evaluate(const model::Transformer& model, const data::ValidationLoader& loader, const parallel::Mesh& mesh) {
+std::vector<Evaluation> evaluate(const model::Transformer& model, const data::ValidationLoader& loader,
+                                 const parallel::Mesh& mesh) {
   std::vector<Evaluation> results;
   const model::SequentialExecutor executor;
   const int64_t ranks = mesh.dp().size();
@@ -29,8 +30,9 @@ std::vector<Evaluation> evaluate(const model::Transformer& model, const data::Va
       for (int64_t r = 0; r < ranks; ++r) ordered.push_back(all_losses[r * count + i]);
     totals.reduce(mesh.dp());
     const double counted = tree_sum(std::span<const double>(all_targets));
-    results.push_back({loader.sources()[s].name(), counted > 0 ? tree_sum(std::span<const double>(ordered)) / counted : 0.0, static_cast<int64_t>(counted),
-                       totals.layers()});
+    results.push_back({loader.sources()[s].name(),
+                       counted > 0 ? tree_sum(std::span<const double>(ordered)) / counted : 0.0,
+                       static_cast<int64_t>(counted), totals.layers()});
   }
   return results;
 }

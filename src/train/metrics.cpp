@@ -18,8 +18,10 @@ LayerHealth health(const model::LayerTotals& t) {
   const int64_t busiest = t.dispatched_E.empty() ? 0 : *std::max_element(t.dispatched_E.begin(), t.dispatched_E.end());
   h.dead = std::count(t.dispatched_E.begin(), t.dispatched_E.end(), 0);
   h.entropy = t.tokens > 0 ? t.entropy / static_cast<double>(t.tokens) : 0;
-  h.max_over_mean = dispatched > 0 ? static_cast<double>(busiest * t.dispatched_E.size()) / static_cast<double>(dispatched) : 0;
-  h.dropped = dispatched + t.dropped > 0 ? static_cast<double>(t.dropped) / static_cast<double>(dispatched + t.dropped) : 0;
+  h.max_over_mean =
+      dispatched > 0 ? static_cast<double>(busiest * t.dispatched_E.size()) / static_cast<double>(dispatched) : 0;
+  h.dropped =
+      dispatched + t.dropped > 0 ? static_cast<double>(t.dropped) / static_cast<double>(dispatched + t.dropped) : 0;
   return h;
 }
 
@@ -69,7 +71,8 @@ void cut_after(const std::filesystem::path& path, int64_t last_step) {
   std::string kept;
   for (std::string line; std::getline(in, line);) {
     const Json record = Json::parse(line, nullptr, false);
-    if (record.is_object() && record.contains("step") && record["step"].get<int64_t>() <= last_step) kept += line + '\n';
+    if (record.is_object() && record.contains("step") && record["step"].get<int64_t>() <= last_step)
+      kept += line + '\n';
   }
   in.close();
   std::ofstream(path, std::ios::trunc) << kept;
@@ -77,11 +80,11 @@ void cut_after(const std::filesystem::path& path, int64_t last_step) {
 
 }  // namespace
 
-Metrics::Metrics(const RunConfig& config, int ranks, bool writes, const std::filesystem::path& file, int64_t start_step, Log& log)
-    : config_(config), ranks_(ranks), writes_(writes), log_(log) {
+Metrics::Metrics(const RunConfig& config, const MetricsTarget& target, int64_t start_step, Log& log)
+    : config_(config), ranks_(target.ranks), writes_(target.writes), log_(log) {
   if (!writes_) return;
-  if (std::filesystem::exists(file)) cut_after(file, start_step);
-  file_.open(file, std::ios::app);
+  if (std::filesystem::exists(target.file)) cut_after(target.file, start_step);
+  file_.open(target.file, std::ios::app);
 }
 
 void Metrics::step(int64_t step, const StepReport& report, const StepTimes& times) {
@@ -97,7 +100,8 @@ void Metrics::step(int64_t step, const StepReport& report, const StepTimes& time
   if (!first_) tokens_ += tokens, seconds_ += times.step_seconds;
   line_tokens_ += tokens, line_seconds_ += times.step_seconds, line_data_ += times.data_seconds, ++line_steps_;
   if (writes_) file_ << record(step, report, times).dump() << std::endl;
-  const bool due = step <= 2 || step == config_.train.steps || (config_.metrics.every > 0 && step % config_.metrics.every == 0);
+  const bool due =
+      step <= 2 || step == config_.train.steps || (config_.metrics.every > 0 && step % config_.metrics.every == 0);
   if (usable && due) log_.info(line(step, report, z));
   // The first step pays for warm caches and lazily made buffers; it stays out of every average.
   if (due || first_) line_tokens_ = line_seconds_ = line_data_ = 0, line_steps_ = 0;
@@ -109,17 +113,19 @@ std::string Metrics::line(int64_t step, const StepReport& report, const Unusual&
   const double per_step = line_steps_ > 0 ? line_seconds_ / static_cast<double>(line_steps_) : 0;
   const double rate = line_seconds_ > 0 ? line_tokens_ / line_seconds_ : 0;
   const double all_tokens = static_cast<double>(step * config_.train.global_batch_size * config_.data.seq_len);
-  std::string text = fmt::format("{:%H:%M:%S} step {}/{} ({:.1f}%) loss {:.4f} (z {:+.1f})",
-                                 fmt::localtime(std::time(nullptr)), step, config_.train.steps, 100.0 * step / steps, report.loss, z.loss);
+  std::string text =
+      fmt::format("{:%H:%M:%S} step {}/{} ({:.1f}%) loss {:.4f} (z {:+.1f})", fmt::localtime(std::time(nullptr)), step,
+                  config_.train.steps, 100.0 * step / steps, report.loss, z.loss);
   const auto& losses = config_.moe.balance.losses;
   for (size_t i = 0; i < losses.size() && !report.layers.empty(); ++i) {
     double sum = 0;
     for (const auto& layer : report.layers) sum += layer.targets > 0 ? layer.losses[i] / layer.targets : 0;
     const bool z_loss = losses[i].type == moe::LossType::kZ;
-    text += fmt::format(fmt::runtime(z_loss ? " rz {:.1e}" : " lb {:.3f}"), sum / static_cast<double>(report.layers.size()));
+    text += fmt::format(fmt::runtime(z_loss ? " rz {:.1e}" : " lb {:.3f}"),
+                        sum / static_cast<double>(report.layers.size()));
   }
-  text += fmt::format(" gnorm {:.3f} (z {:+.1f}) lr {:.2e} | {} tok/s ({}/rank) step {:.2f}s data {:.1f}%", report.grad_norm, z.norm,
-                      report.lr, short_count(rate), short_count(rate / ranks_), per_step,
+  text += fmt::format(" gnorm {:.3f} (z {:+.1f}) lr {:.2e} | {} tok/s ({}/rank) step {:.2f}s data {:.1f}%",
+                      report.grad_norm, z.norm, report.lr, short_count(rate), short_count(rate / ranks_), per_step,
                       line_seconds_ > 0 ? 100 * line_data_ / line_seconds_ : 0.0);
   if (!report.layers.empty()) {
     double worst = 0, dropped = 0;
@@ -137,16 +143,26 @@ std::string Metrics::line(int64_t step, const StepReport& report, const Unusual&
 }
 
 Json Metrics::record(int64_t step, const StepReport& report, const StepTimes& times) const {
-  Json json{{"step", step}, {"loss", report.loss}, {"loss_hex", fmt::format("{:a}", report.loss)},
-            {"grad_norm", report.grad_norm}, {"grad_norm_hex", fmt::format("{:a}", report.grad_norm)}, {"lr", report.lr},
-            {"targets", report.targets}, {"tokens", step * config_.train.global_batch_size * config_.data.seq_len},
-            {"step_seconds", times.step_seconds}, {"data_seconds", times.data_seconds}};
+  Json json{{"step", step},
+            {"loss", report.loss},
+            {"loss_hex", fmt::format("{:a}", report.loss)},
+            {"grad_norm", report.grad_norm},
+            {"grad_norm_hex", fmt::format("{:a}", report.grad_norm)},
+            {"lr", report.lr},
+            {"targets", report.targets},
+            {"tokens", step * config_.train.global_batch_size * config_.data.seq_len},
+            {"step_seconds", times.step_seconds},
+            {"data_seconds", times.data_seconds}};
   if (report.skipped) json["skipped"] = *report.skipped;
   Json layers = Json::array();
   for (const auto& layer : report.layers) {
     const auto h = health(layer);
-    Json entry{{"load", layer.dispatched_E}, {"entropy", h.entropy}, {"max_over_mean", h.max_over_mean}, {"dead", h.dead},
-               {"dropped", h.dropped}, {"z", layer.tokens > 0 ? layer.lse_squared / static_cast<double>(layer.tokens) : 0.0}};
+    Json entry{{"load", layer.dispatched_E},
+               {"entropy", h.entropy},
+               {"max_over_mean", h.max_over_mean},
+               {"dead", h.dead},
+               {"dropped", h.dropped},
+               {"z", layer.tokens > 0 ? layer.lse_squared / static_cast<double>(layer.tokens) : 0.0}};
     Json aux = Json::array();
     for (const double loss : layer.losses) aux.push_back(layer.targets > 0 ? loss / layer.targets : 0.0);
     entry["aux"] = aux;
@@ -158,13 +174,20 @@ Json Metrics::record(int64_t step, const StepReport& report, const StepTimes& ti
 
 void Metrics::evaluation(int64_t step, const std::string& source, double loss, int64_t tokens) {
   if (!writes_) return;
-  file_ << Json{{"step", step}, {"eval", source}, {"loss", loss}, {"loss_hex", fmt::format("{:a}", loss)}, {"tokens", tokens}}.dump()
+  file_ << Json{{"step", step},
+                {"eval", source},
+                {"loss", loss},
+                {"loss_hex", fmt::format("{:a}", loss)},
+                {"tokens", tokens}}
+               .dump()
         << std::endl;
 }
 
 double Metrics::tokens_per_second() const { return seconds_ > 0 ? tokens_ / seconds_ : 0; }
 
-Json Metrics::json() const { return {{"losses", losses_.json()}, {"norms", norms_.json()}, {"best", best_}, {"last", last_}}; }
+Json Metrics::json() const {
+  return {{"losses", losses_.json()}, {"norms", norms_.json()}, {"best", best_}, {"last", last_}};
+}
 
 void Metrics::restore(const Json& json) {
   losses_.restore(json.at("losses"));

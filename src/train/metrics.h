@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a step looks like to people (one console line) and to programs (one JSON object in metrics.jsonl). Definitions: docs/moe.md
-// and docs/performance.md. Rank 0 writes; the others only compute.
+// What a step looks like to people (one console line) and to programs (one JSON object in metrics.jsonl). Definitions:
+// docs/moe.md and docs/performance.md. Rank 0 writes; the others only compute.
 #pragma once
 
 #include <deque>
@@ -40,10 +40,17 @@ struct StepTimes {
   double data_seconds = 0;
 };
 
+struct MetricsTarget {
+  std::filesystem::path file;
+  int ranks = 1;
+  bool writes = true;  // rank 0
+};
+
 class Metrics {
  public:
-  // `file` is metrics.jsonl; records after `start_step` (of an attempt that died later) are cut off. Only rank 0 opens it.
-  Metrics(const RunConfig& config, int ranks, bool writes, const std::filesystem::path& file, int64_t start_step, Log& log);
+  // `target.file` is metrics.jsonl; records after `start_step` (of an attempt that died later) are cut off. Only rank 0
+  // opens it.
+  Metrics(const RunConfig& config, const MetricsTarget& target, int64_t start_step, Log& log);
   // After step `step` (counted from 1). Prints when metrics.every says so, always for the first two.
   void step(int64_t step, const StepReport& report, const StepTimes& times);
   // A validation result; also goes to the file.
@@ -69,8 +76,8 @@ class Metrics {
   Log& log_;
   Window losses_, norms_;
   double best_ = 0, last_ = 0;
-  double tokens_ = 0, seconds_ = 0;                                 // of the attempt, without its first step
-  double line_tokens_ = 0, line_seconds_ = 0, line_data_ = 0;       // since the last line
+  double tokens_ = 0, seconds_ = 0;                            // of the attempt, without its first step
+  double line_tokens_ = 0, line_seconds_ = 0, line_data_ = 0;  // since the last line
   int64_t line_steps_ = 0;
   bool first_ = true;
 };

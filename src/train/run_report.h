@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The blocks a person reads before and after a run: who takes part, what is trained on what, what it will take, and what came out.
+// The blocks a person reads before and after a run: who takes part, what is trained on what, what it will take, and
+// what came out.
 #pragma once
 
 #include <string>
@@ -9,10 +10,10 @@
 namespace conclave::train {
 
 struct Surroundings {
-  std::string version;                // "conclave 0.1.0 (abc1234)"
-  std::vector<std::string> hosts;     // by rank
-  std::string transport;              // comm::Group::transport_name()
-  int threads = 1;                    // of each rank
+  std::string version;             // "conclave 0.1.0 (abc1234)"
+  std::vector<std::string> hosts;  // by rank
+  std::string transport;           // comm::Group::transport_name()
+  int threads = 1;                 // of each rank
   std::filesystem::path run;
 };
 

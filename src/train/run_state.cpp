@@ -14,17 +14,29 @@ std::span<std::byte> bytes_of(T* data, int64_t count) {
   return {reinterpret_cast<std::byte*>(data), static_cast<size_t>(count) * sizeof(T)};
 }
 
-// The logical tensors of a flat buffer laid out like the parameters'.
-void append_flat(StateDict& state, const nn::Parameters& parameters, bool expert, Tensor flat, const char* role, bool writes) {
-  float* data = flat.data_ptr<float>();
+// A flat buffer laid out like the parameters'.
+struct Flat {
+  Tensor data;
+  bool expert;
+  const char* role;
+  bool writes;
+};
+
+void append_flat(StateDict& state, const nn::Parameters& parameters, const Flat& flat) {
+  float* data = flat.data.data_ptr<float>();
   for (const auto& parameter : parameters.all()) {
-    if (parameter.expert != expert) continue;
+    if (parameter.expert != flat.expert) continue;
     int64_t begin = parameter.offset;
     for (const auto& part : parameter.parts) {
       const int64_t count = nn::element_count(part.shape);
-      state.push_back({.name = part.name, .role = role, .dtype = comm::DType::kFloat32, .global_shape = part.shape,
-                       .offset = std::vector<int64_t>(part.shape.size(), 0), .shape = part.shape,
-                       .data = bytes_of(data + begin, count), .writes = writes});
+      state.push_back({.name = part.name,
+                       .role = flat.role,
+                       .dtype = comm::DType::kFloat32,
+                       .global_shape = part.shape,
+                       .offset = std::vector<int64_t>(part.shape.size(), 0),
+                       .shape = part.shape,
+                       .data = bytes_of(data + begin, count),
+                       .writes = flat.writes});
       begin += count;
     }
   }
@@ -38,14 +50,16 @@ bool writes(const parallel::Mesh& mesh, bool expert) { return (expert ? mesh.edp
 StateDict weight_state(model::Transformer& model, const parallel::Mesh& mesh) {
   StateDict state;
   for (const bool expert : {false, true}) {
-    append_flat(state, model.parameters(), expert, model.parameters().flat(expert), kParamRole, writes(mesh, expert));
+    append_flat(state, model.parameters(), {model.parameters().flat(expert), expert, kParamRole, writes(mesh, expert)});
   }
   return state;
 }
 
-StateDict balance_state(model::Transformer& model, const parallel::Mesh& mesh, std::vector<std::vector<int64_t>>& counts) {
+StateDict balance_state(model::Transformer& model, const parallel::Mesh& mesh,
+                        std::vector<std::vector<int64_t>>& counts) {
   const auto& losses = model.balancer().losses();
-  const bool global = std::any_of(losses.begin(), losses.end(), [](const auto& l) { return l.level == moe::Level::kGlobal; });
+  const bool global =
+      std::any_of(losses.begin(), losses.end(), [](const auto& l) { return l.level == moe::Level::kGlobal; });
   StateDict state;
   counts.clear();
   for (auto& layer : model.balance()) counts.push_back(layer.last_counts_E);
@@ -53,8 +67,14 @@ StateDict balance_state(model::Transformer& model, const parallel::Mesh& mesh, s
     const int number = model.moe_layers()[l];
     const int64_t E = model.shape().layers[number].num_experts;
     const auto entry = [&](const char* what, comm::DType dtype, std::span<std::byte> data) {
-      state.push_back({.name = fmt::format("layers.{}.moe.router.{}", number, what), .role = kBufferRole, .dtype = dtype,
-                       .global_shape = {E}, .offset = {0}, .shape = {E}, .data = data, .writes = mesh.dp().rank() == 0});
+      state.push_back({.name = fmt::format("layers.{}.moe.router.{}", number, what),
+                       .role = kBufferRole,
+                       .dtype = dtype,
+                       .global_shape = {E},
+                       .offset = {0},
+                       .shape = {E},
+                       .data = data,
+                       .writes = mesh.dp().rank() == 0});
     };
     const Tensor bias = model.balance()[l].bias_E;
     if (bias.defined()) entry("bias", comm::DType::kFloat32, bytes_of(bias.data_ptr<float>(), E));
@@ -70,8 +90,9 @@ StateDict full_state(model::Transformer& model, TrainStep& step, const parallel:
   StateDict state = weight_state(model, mesh);
   for (const bool expert : {false, true}) {
     auto& optimizer = step.optimizer(expert);
-    append_flat(state, model.parameters(), expert, optimizer.first_moment(), kFirstMomentRole, writes(mesh, expert));
-    append_flat(state, model.parameters(), expert, optimizer.second_moment(), kSecondMomentRole, writes(mesh, expert));
+    append_flat(state, model.parameters(), {optimizer.first_moment(), expert, kFirstMomentRole, writes(mesh, expert)});
+    append_flat(state, model.parameters(),
+                {optimizer.second_moment(), expert, kSecondMomentRole, writes(mesh, expert)});
   }
   for (auto& entry : balance_state(model, mesh, counts)) state.push_back(std::move(entry));
   return state;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything a bitwise resume needs, described for the checkpoint store: weights, moments and balancing state as tensors, counters and
-// windows as JSON. Batches and randomness are functions of the step and need nothing. The fp32 weights are their own masters.
+// Everything a bitwise resume needs, described for the checkpoint store: weights, moments and balancing state as
+// tensors, counters and windows as JSON. Batches and randomness are functions of the step and need nothing. The fp32
+// weights are their own masters.
 #pragma once
 
 #include "parallel/mesh.h"
@@ -18,7 +19,8 @@ inline constexpr const char* kBufferRole = "buffer";
 // The weights alone, for commands that only read.
 parallel::StateDict weight_state(model::Transformer& model, const parallel::Mesh& mesh);
 // Balancing buffers that the model's configuration calls for; `counts` keeps the memory that the entries point to.
-parallel::StateDict balance_state(model::Transformer& model, const parallel::Mesh& mesh, std::vector<std::vector<int64_t>>& counts);
+parallel::StateDict balance_state(model::Transformer& model, const parallel::Mesh& mesh,
+                                  std::vector<std::vector<int64_t>>& counts);
 // All of it.
 parallel::StateDict full_state(model::Transformer& model, TrainStep& step, const parallel::Mesh& mesh,
                                std::vector<std::vector<int64_t>>& counts);

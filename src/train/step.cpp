@@ -12,7 +12,8 @@
 namespace conclave::train {
 namespace {
 
-std::vector<optim::Range> ranges(const nn::Parameters& parameters, bool expert, const std::vector<std::string>& no_decay) {
+std::vector<optim::Range> ranges(const nn::Parameters& parameters, bool expert,
+                                 const std::vector<std::string>& no_decay) {
   std::vector<optim::Range> ranges;
   for (const auto& p : parameters.all()) {
     if (p.expert != expert) continue;
@@ -28,7 +29,10 @@ optim::AdamW make_optimizer(const RunConfig& config, const model::Transformer& m
 }
 
 parallel::GradientLayout layout(const parallel::Mesh& mesh, const nn::Parameters& parameters) {
-  return {.dp = mesh.dp(), .edp = mesh.edp(), .ep = mesh.ep().size(), .dense = parameters.flat_size(false),
+  return {.dp = mesh.dp(),
+          .edp = mesh.edp(),
+          .ep = mesh.ep().size(),
+          .dense = parameters.flat_size(false),
           .expert = parameters.flat_size(true)};
 }
 
@@ -36,11 +40,17 @@ Tensor view(std::span<float> data) { return at::from_blob(data.data(), {static_c
 
 }  // namespace
 
-TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model::Transformer& model, Failpoints& failpoints)
-    : config_(config), mesh_(mesh), model_(model), failpoints_(failpoints),
+TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model::Transformer& model,
+                     Failpoints& failpoints)
+    : config_(config),
+      mesh_(mesh),
+      model_(model),
+      failpoints_(failpoints),
       reducer_(parallel::make_gradient_reducer<float>(config.parallel.reduction, layout(mesh, model.parameters()))),
-      norm_(model.parameters(), mesh.ep()), dense_(make_optimizer(config, model, false)),
-      expert_(make_optimizer(config, model, true)), totals_(model) {}
+      norm_(model.parameters(), mesh.ep()),
+      dense_(make_optimizer(config, model, false)),
+      expert_(make_optimizer(config, model, true)),
+      totals_(model) {}
 
 void TrainStep::accumulate(std::span<const Batch> batches) {
   losses_.clear();
@@ -60,7 +70,8 @@ void TrainStep::accumulate(std::span<const Batch> batches) {
   }
 }
 
-void TrainStep::sum_losses(std::span<const double> own_losses, std::span<const double> own_targets, StepReport& report) const {
+void TrainStep::sum_losses(std::span<const double> own_losses, std::span<const double> own_targets,
+                           StepReport& report) const {
   // Micro-batches in their global order, so that the sum's tree is the same for every dp.
   std::vector<double> losses(own_losses.size() * mesh_.dp().size()), targets(losses.size());
   mesh_.dp().all_gather(own_losses, std::span<double>(losses));
@@ -77,7 +88,8 @@ std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
   const auto mine = norm_.non_finite(reduced(false), reduced(true));
   const auto all = mesh_.world().all_gather_text(mine.value_or(""));
   for (size_t rank = 0; rank < all.size(); ++rank) {
-    if (!all[rank].empty()) return fmt::format("gradient of {} is not finite (rank {}), loss {}", all[rank], rank, report.loss);
+    if (!all[rank].empty())
+      return fmt::format("gradient of {} is not finite (rank {}), loss {}", all[rank], rank, report.loss);
   }
   return fmt::format("loss {} with gradient norm {}", report.loss, report.grad_norm);
 }

@@ -15,8 +15,8 @@ namespace {
 
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Whether SIGUSR1, SIGTERM or SIGINT is waiting. They are blocked for the whole process, so that a run ends at a step boundary
-// with a checkpoint and no handler touches anything.
+// Whether SIGUSR1, SIGTERM or SIGINT is waiting. They are blocked for the whole process, so that a run ends at a step
+// boundary with a checkpoint and no handler touches anything.
 bool stop_signal_waiting() {
   sigset_t signals;
   sigemptyset(&signals);
@@ -30,10 +30,13 @@ bool stop_signal_waiting() {
 checkpoint::ConfigRecord config_record(const RunConfig& config) {
   checkpoint::ConfigRecord record;
   record.model = {{"model", config::to_json(config.model)}, {"moe", config::to_json(config.moe)}};
-  record.training = {{"data", config::to_json(config.data)}, {"optim", config::to_json(config.optim)},
+  record.training = {{"data", config::to_json(config.data)},
+                     {"optim", config::to_json(config.optim)},
                      {"train", config::to_json(config.train)}};
-  record.runtime = {{"parallel", config::to_json(config.parallel)}, {"eval", config::to_json(config.eval)},
-                    {"checkpoint", config::to_json(config.checkpoint)}, {"metrics", config::to_json(config.metrics)}};
+  record.runtime = {{"parallel", config::to_json(config.parallel)},
+                    {"eval", config::to_json(config.eval)},
+                    {"checkpoint", config::to_json(config.checkpoint)},
+                    {"metrics", config::to_json(config.metrics)}};
   // How tokens travel does not change what the weights mean.
   record.model["moe"].erase("dispatch");
   record.model["model"].erase("init_from");
@@ -44,7 +47,8 @@ Trainer::Trainer(const TrainerParts& parts) : p_(parts) {
   resume();
   first_step_ = step_;
   const auto file = p_.store.directory().where() / "metrics.jsonl";
-  metrics_ = std::make_unique<Metrics>(p_.config, p_.mesh.world().size(), p_.mesh.world().rank() == 0, file, step_, p_.log);
+  metrics_ = std::make_unique<Metrics>(
+      p_.config, MetricsTarget{file, p_.mesh.world().size(), p_.mesh.world().rank() == 0}, step_, p_.log);
   if (restored_.is_object()) metrics_->restore(restored_.at("metrics"));
 }
 
@@ -121,8 +125,8 @@ void Trainer::save() {
   contents.extra = {{"updates", p_.step.updates()}, {"data", p_.batches.fingerprint()}, {"metrics", metrics_->json()}};
   const auto saved = p_.store.save(contents, full_state(p_.model, p_.step, p_.mesh, counts_));
   saved_step_ = step_;
-  p_.log.info("saved step {} ({:.1f} MB in {:.2f}s) state {} {}", step_, static_cast<double>(saved.bytes) / 1e6, saved.seconds,
-              saved.state.hex(), saved.folder.string());
+  p_.log.info("saved step {} ({:.1f} MB in {:.2f}s) state {} {}", step_, static_cast<double>(saved.bytes) / 1e6,
+              saved.seconds, saved.state.hex(), saved.folder.string());
 }
 
 bool Trainer::should_stop() const {

@@ -32,7 +32,8 @@ class Trainer {
  public:
   // Resumes from the newest checkpoint, if there is one. Collective.
   explicit Trainer(const TrainerParts& parts);
-  // Trains to the last step. Returns kDone, or kRequeue when a signal or train.max_time stopped it after a save. Collective.
+  // Trains to the last step. Returns kDone, or kRequeue when a signal or train.max_time stopped it after a save.
+  // Collective.
   ExitCode run();
 
   int64_t first_step() const { return first_step_; }
@@ -50,10 +51,10 @@ class Trainer {
 
   TrainerParts p_;
   std::vector<std::vector<int64_t>> counts_;  // memory of the balancing counts while a checkpoint is written or read
-  checkpoint::Json restored_;  // what the checkpoint held beside tensors; null on a fresh start
+  checkpoint::Json restored_;                 // what the checkpoint held beside tensors; null on a fresh start
   std::unique_ptr<Metrics> metrics_;
   std::vector<Evaluation> last_evaluation_;
-  int64_t step_ = 0, first_step_ = 0;   // steps done
+  int64_t step_ = 0, first_step_ = 0;  // steps done
   int64_t saved_step_ = -1, evaluated_step_ = -1;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };

@@ -79,7 +79,11 @@ class Kernels {
         {"rms_norm_backward_weight", [this] { rms_norm_backward_weight(dy_, x_, rstd_, dweight_); }},
         {"rope", [this] { rope(heads_, positions_, table_, false); }},
         {"swiglu", [this] { swiglu(x_, Tensor(), half_); }},
-        {"swiglu_backward", [this] { swiglu_backward(dhalf_, x_, rstd_, y_, dots_, half_); }},
+        {"swiglu_backward",
+         [this] {
+           SwigluGradients gradients{y_, dots_, half_};
+           swiglu_backward(dhalf_, x_, rstd_, gradients);
+         }},
         {"sum_rows", [this] { sum_rows(x_, offsets_, indices_, true, y_); }},
         {"row_dots", [this] { row_dots(x_, dy_, dots_); }},
         {"add_bias", [this] { add_bias(y_, weight_); }},

@@ -23,13 +23,9 @@ Tensor reference(const Tensor& h, const Tensor& scale) {
   return scale.unsqueeze(1) * (at::silu(h.narrow(1, 0, n)) * h.narrow(1, n, n));
 }
 
-struct Gradients {
-  Tensor dh, dscale, out;
-};
-
-Gradients backward(const Tensor& dout, const Tensor& h, const Tensor& scale) {
-  Gradients g{at::empty_like(h), at::empty({h.size(0)}, h.scalar_type()), at::empty_like(dout)};
-  swiglu_backward(dout, h, scale, g.dh, g.dscale, g.out);
+SwigluGradients backward(const Tensor& dout, const Tensor& h, const Tensor& scale) {
+  SwigluGradients g{at::empty_like(h), at::empty({h.size(0)}, h.scalar_type()), at::empty_like(dout)};
+  swiglu_backward(dout, h, scale, g);
   return g;
 }
 
@@ -49,10 +45,10 @@ TEST(SwigluTest, EqualsTheReferenceForwardAndBackward) {
       const Tensor out = forward(h, scale);
       expect_close(out, out64, "out");
       out64.backward(dout.to(at::kDouble));
-      const Gradients g = backward(dout, h, scale);
-      expect_close(g.dh, h64.grad(), "dh");
-      expect_close(g.dscale, scale64.grad(), "dscale");
-      expect_same_bits(g.out, out, "the activations again");
+      const SwigluGradients g = backward(dout, h, scale);
+      expect_close(g.dh_N2F, h64.grad(), "dh");
+      expect_close(g.dscale_N, scale64.grad(), "dscale");
+      expect_same_bits(g.out_NF, out, "the activations again");
     }
   }
 }
@@ -61,28 +57,29 @@ TEST(SwigluTest, WithoutScaleItIsOne) {
   const Tensor h = random_tensor({9, 34}, at::kFloat, 1), dout = random_tensor({9, 17}, at::kFloat, 2);
   const Tensor ones = at::ones({9}, at::kFloat);
   expect_same_bits(forward(h, Tensor()), forward(h, ones), "out");
-  const Gradients expected = backward(dout, h, ones);
-  Tensor dh = at::empty_like(h), none, out = at::empty_like(dout);
-  swiglu_backward(dout, h, Tensor(), dh, none, out);
-  expect_same_bits(dh, expected.dh, "dh");
-  expect_same_bits(out, expected.out, "out");
-  EXPECT_FALSE(none.defined());
+  const SwigluGradients expected = backward(dout, h, ones);
+  SwigluGradients g{at::empty_like(h), {}, at::empty_like(dout)};
+  swiglu_backward(dout, h, Tensor(), g);
+  expect_same_bits(g.dh_N2F, expected.dh_N2F, "dh");
+  expect_same_bits(g.out_NF, expected.out_NF, "out");
+  EXPECT_FALSE(g.dscale_N.defined());
 }
 
 TEST(SwigluTest, GradientMayOverwriteItsInput) {
   const Tensor h = random_tensor({5, 2 * 1500}, at::kFloat, 1), dout = random_tensor({5, 1500}, at::kFloat, 2);
   const Tensor scale = random_tensor({5}, at::kFloat, 3);
-  const Gradients expected = backward(dout, h, scale);
-  Tensor in_place = h.clone(), dscale = at::empty({5}, at::kFloat), out = at::empty_like(dout);
-  swiglu_backward(dout, in_place, scale, in_place, dscale, out);
-  expect_same_bits(in_place, expected.dh, "dh");
-  expect_same_bits(dscale, expected.dscale, "dscale");
+  const SwigluGradients expected = backward(dout, h, scale);
+  SwigluGradients g{h.clone(), at::empty({5}, at::kFloat), at::empty_like(dout)};
+  const Tensor in_place = g.dh_N2F;
+  swiglu_backward(dout, in_place, scale, g);
+  expect_same_bits(in_place, expected.dh_N2F, "dh");
+  expect_same_bits(g.dscale_N, expected.dscale_N, "dscale");
 }
 
 TEST(SwigluTest, GradientEqualsFiniteDifferences) {
   const Tensor h = random_tensor({1, 10}, at::kDouble, 1), dout = random_tensor({1, 5}, at::kDouble, 2);
   const Tensor scale = random_tensor({1}, at::kDouble, 3);
-  const Gradients g = backward(dout, h, scale);
+  const SwigluGradients g = backward(dout, h, scale);
   const double step = 1e-5;
   const auto slope = [&](const Tensor& moved, int64_t i) {
     double* value = moved.mutable_data_ptr<double>() + i;
@@ -94,8 +91,8 @@ TEST(SwigluTest, GradientEqualsFiniteDifferences) {
     *value = before;
     return (up - down) / (2 * step);
   };
-  for (int64_t i = 0; i < 10; ++i) EXPECT_NEAR(g.dh.const_data_ptr<double>()[i], slope(h, i), 1e-9);
-  EXPECT_NEAR(g.dscale.const_data_ptr<double>()[0], slope(scale, 0), 1e-9);
+  for (int64_t i = 0; i < 10; ++i) EXPECT_NEAR(g.dh_N2F.const_data_ptr<double>()[i], slope(h, i), 1e-9);
+  EXPECT_NEAR(g.dscale_N.const_data_ptr<double>()[0], slope(scale, 0), 1e-9);
 }
 
 TEST(SwigluTest, LargeGatesNeitherOverflowNorVanish) {
@@ -115,8 +112,8 @@ TEST(SwigluTest, ThreadsAndOtherRowsDoNotShow) {
   const Tensor scale = random_tensor({61}, at::kFloat, 3);
   const auto run = [&](int64_t first, int64_t count) {
     const Tensor part = h.narrow(0, first, count), factor = scale.narrow(0, first, count);
-    const Gradients g = backward(dout.narrow(0, first, count), part, factor);
-    return std::vector<Tensor>{forward(part, factor), g.dh, g.dscale, g.out};
+    const SwigluGradients g = backward(dout.narrow(0, first, count), part, factor);
+    return std::vector<Tensor>{forward(part, factor), g.dh_N2F, g.dscale_N, g.out_NF};
   };
   expect_threads_do_not_show([&] { return run(0, 61); });
   expect_other_rows_do_not_show(61, run);

@@ -26,7 +26,8 @@ double objective(const model::Transformer& m, const Batch& batch, nn::Gradients*
   for (size_t i = 0; i < losses.size(); ++i) {
     const bool once = losses[i].scope == moe::Scope::kModel && losses[i].type == moe::LossType::kSwitch;
     for (size_t l = 0; l < (once ? 1 : storage.size()); ++l) {
-      total += losses[i].coef * storage[l]->targets() * m.balancer().value(view, static_cast<int>(i), static_cast<int>(l));
+      total +=
+          losses[i].coef * storage[l]->targets() * m.balancer().value(view, static_cast<int>(i), static_cast<int>(l));
     }
   }
   if (!gradients) return total;
@@ -76,21 +77,29 @@ std::vector<Case> cases() {
   const auto loss = [](BalanceLoss loss) { return [loss](TransformerConfig& c) { c.moe.balance.losses = {loss}; }; };
   return {
       {"Plain", [](TransformerConfig&) {}},
-      {"DenseFirst", [](TransformerConfig& c) { c.moe.layers = LayerPattern{1, 1}; }},
+      {"DenseFirst",
+       [](TransformerConfig& c) {
+         c.moe.layers = LayerPattern{1, 1};
+       }},
       {"Renormalised", [](TransformerConfig& c) { c.moe.router.norm_topk_prob = true; }},
       {"SoftmaxOverChosen", [](TransformerConfig& c) { c.moe.router.score_before_topk = false; }},
-      {"SigmoidScaled", [](TransformerConfig& c) {
-         c.moe.router.score = Score::kSigmoid, c.moe.router.norm_topk_prob = true, c.moe.router.routed_scaling_factor = 2.5;
+      {"SigmoidScaled",
+       [](TransformerConfig& c) {
+         c.moe.router.score = Score::kSigmoid, c.moe.router.norm_topk_prob = true,
+         c.moe.router.routed_scaling_factor = 2.5;
        }},
       {"QkNormHeadBias", [](TransformerConfig& c) { c.model.qk_norm = model::QkNorm::kHead, c.model.qkv_bias = true; }},
       {"QkNormFull", [](TransformerConfig& c) { c.model.qk_norm = model::QkNorm::kFull; }},
       {"SharedGate", [](TransformerConfig& c) { c.moe.num_shared_experts = 1, c.moe.shared_gate = true; }},
-      {"PostNormTied", [](TransformerConfig& c) {
-         c.model.norm_placement = model::NormPlacement::kPost, c.model.tie_embeddings = true, c.moe.num_shared_experts = 2;
+      {"PostNormTied",
+       [](TransformerConfig& c) {
+         c.model.norm_placement = model::NormPlacement::kPost, c.model.tie_embeddings = true,
+         c.moe.num_shared_experts = 2;
        }},
       {"DocumentMask", [](TransformerConfig& c) { c.document_mask = true; }},
       {"CapacityPosition", [](TransformerConfig& c) { c.moe.capacity.factor = 0.7, c.moe.capacity.min = 1; }},
-      {"CapacityScoreRenormalised", [](TransformerConfig& c) {
+      {"CapacityScoreRenormalised",
+       [](TransformerConfig& c) {
          c.moe.capacity.factor = 0.7, c.moe.capacity.min = 1, c.moe.capacity.policy = DropPolicy::kScore;
          c.moe.capacity.renormalize = true;
        }},
@@ -100,7 +109,8 @@ std::vector<Case> cases() {
       {"AuxSequence", loss({LossType::kSwitch, 0.5, Level::kSequence, Convention::kDeepseek, Scope::kLayer})},
       {"AuxGlobal", loss({LossType::kSwitch, 0.5, Level::kGlobal, Convention::kMegatron, Scope::kLayer})},
       {"ZLoss", loss({LossType::kZ, 0.3})},
-      {"SigmoidAuxAndZ", [](TransformerConfig& c) {
+      {"SigmoidAuxAndZ",
+       [](TransformerConfig& c) {
          c.moe.router.score = Score::kSigmoid;
          c.moe.balance.losses = {{LossType::kSwitch, 0.5, Level::kMicro, Convention::kMegatron, Scope::kLayer},
                                  {LossType::kZ, 0.3}};
@@ -108,7 +118,8 @@ std::vector<Case> cases() {
   };
 }
 
-INSTANTIATE_TEST_SUITE_P(All, GradientTest, ::testing::ValuesIn(cases()), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(All, GradientTest, ::testing::ValuesIn(cases()),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace conclave

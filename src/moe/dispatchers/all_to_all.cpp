@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Experts spread over the ranks of a group, rank r owning experts r·E/ep ... (r+1)·E/ep − 1. Pairs are sorted by expert, so what goes
-// to a rank is one contiguous piece of the send buffer:
+// Experts spread over the ranks of a group, rank r owning experts r·E/ep ... (r+1)·E/ep − 1. Pairs are sorted by
+// expert, so what goes to a rank is one contiguous piece of the send buffer:
 //
 //   rank 0 sends  [e0 e0 e1 | e2 e3 e3]      rank 0 receives  [from 0: e0 e0 e1 | from 1: e1]
 //   rank 1 sends  [e1       | e2 e2   ]      rank 1 receives  [from 0: e2 e3 e3 | from 1: e2 e2]
@@ -77,7 +77,8 @@ class AllToAllDispatcher : public Dispatcher {
   Rows finish_give_back(const DispatchPlan& plan, Transfer& transfer) const override {
     for (auto& work : transfer.works) work.finish();
     const Routing& routing = *plan.routing;
-    Rows home{at::empty({routing.tokens, transfer.recv_rows.size(1)}, transfer.recv_rows.options()), transfer.recv_scalars};
+    Rows home{at::empty({routing.tokens, transfer.recv_rows.size(1)}, transfer.recv_rows.options()),
+              transfer.recv_scalars};
     kernels::sum_rows(transfer.recv_rows, routing.token_offsets_T1, routing.token_rows_N, false, home.rows);
     return home;
   }
@@ -105,6 +106,8 @@ class AllToAllDispatcher : public Dispatcher {
 
 }  // namespace
 
-std::unique_ptr<Dispatcher> all_to_all_dispatcher(const comm::Group& ep) { return std::make_unique<AllToAllDispatcher>(ep); }
+std::unique_ptr<Dispatcher> all_to_all_dispatcher(const comm::Group& ep) {
+  return std::make_unique<AllToAllDispatcher>(ep);
+}
 
 }  // namespace conclave::moe

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Top-k routing: scores s = softmax(z) or sigmoid(z); the k largest s + bias are chosen, ties to the lower id; weights are the scores
-// themselves, or divided by their sum over the chosen, times a factor r. Serves Switch (k = 1, not renormalised), GShard's and DBRX's
-// renormalised softmax, Mixtral's softmax over the chosen logits (the same function, Jiang et al. 2024), DeepSeekMoE (not
-// renormalised) and DeepSeek-V3's sigmoid scores. Gradients: the table of methods.md 0.2.
+// Top-k routing: scores s = softmax(z) or sigmoid(z); the k largest s + bias are chosen, ties to the lower id; weights
+// are the scores themselves, or divided by their sum over the chosen, times a factor r. Serves Switch (k = 1, not
+// renormalised), GShard's and DBRX's renormalised softmax, Mixtral's softmax over the chosen logits (the same function,
+// Jiang et al. 2024), DeepSeekMoE (not renormalised) and DeepSeek-V3's sigmoid scores. Gradients: the table of
+// methods.md 0.2.
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
