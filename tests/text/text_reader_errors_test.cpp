@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <functional>
+#include <ostream>
 
 #include "core/error.h"
 #include "text/compress.h"
@@ -35,6 +36,7 @@ struct Bad {
   std::string key = "text";
   int64_t largest = 1 << 20;
 };
+void PrintTo(const Bad& param, std::ostream* out) { *out << param.name; }
 
 const std::string kGood = "{\"text\":\"ok\"}\n";
 

@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <ostream>
 
 #include "core/error.h"
 #include "text/byte_level.h"
@@ -61,6 +62,7 @@ struct Broken {
   std::function<void(Json&)> change;
   std::string reason;  // must be in the message
 };
+void PrintTo(const Broken& param, std::ostream* out) { *out << param.name; }
 
 Json split(const Json& pattern, const char* behavior = "Isolated") {
   const Json step = {{"type", "Split"}, {"pattern", pattern}, {"behavior", behavior}, {"invert", false}};
