@@ -3,7 +3,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "config/suggest.h"
+#include "train/run_config.h"
 
 namespace conclave::app {
 namespace {
@@ -26,6 +29,18 @@ void add_override(CLI::App& command, ConfigOptions& options, const std::string& 
                                            : "PATH");
 }
 
+// The key that a flag such as --micro-batch-size stands for, by our name or that of another stack.
+std::string keys_for_flag(std::string flag) {
+  if (std::string key = config::known_elsewhere_as(flag); !key.empty()) return key;
+  flag.erase(0, flag.find_first_not_of('-'));
+  std::replace(flag.begin(), flag.end(), '-', '_');
+  std::string keys;
+  for (const std::string& path : config::leaf_paths(train::run_schema())) {
+    if (path.substr(path.find_last_of('.') + 1) == flag) keys += (keys.empty() ? "" : " or ") + path;
+  }
+  return keys;
+}
+
 }  // namespace
 
 void add_config_options(CLI::App& command, ConfigOptions& options) {
@@ -38,8 +53,8 @@ void add_config_options(CLI::App& command, ConfigOptions& options) {
 std::string explain_argument(const std::string& word, const std::vector<std::string>& known) {
   const std::string bare = word.substr(0, word.find('='));
   if (bare.starts_with("--")) {
-    if (const std::string key = config::known_elsewhere_as(bare); !key.empty()) {
-      return fmt::format("{} is {} here; in the YAML, or as --set path=value", bare, key);
+    if (const std::string keys = keys_for_flag(bare); !keys.empty()) {
+      return fmt::format("{} is {} here; in the YAML, or as --set path=value", bare, keys);
     }
   }
   const std::string near = config::nearest(bare, known);

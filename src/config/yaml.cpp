@@ -87,7 +87,7 @@ class TreeBuilder : public YAML::EventHandler {
       refuse(mark, fmt::format("nested deeper than {} levels", kMaxDepth));
     }
     if (!frames_.empty() && frames_.back().node.is_map() && !frames_.back().has_key) {
-      refuse(mark, "a key must be a plain word, not a list or a section");
+      refuse(mark, "expected a key, found a list or a section; is a bracket or brace left open?");
     }
     Frame frame;
     frame.node.kind = kind;

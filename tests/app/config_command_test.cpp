@@ -9,6 +9,7 @@
 #include "app/check_command.h"
 #include "config/config_files.h"
 #include "config/schema.h"
+#include "config/suggest.h"
 #include "train/run_config.h"
 
 namespace conclave::app {
@@ -146,6 +147,7 @@ TEST(CheckCommand, FindsMissingDataAndAWrongNumberOfRanks) {
 
 TEST(CheckCommand, ExplainsArgumentsOfOtherStacks) {
   EXPECT_THAT(explain_argument("--train-iters=5", {}), HasSubstr("train.steps"));
+  EXPECT_THAT(explain_argument("--micro-batch-size", {}), HasSubstr("train.micro_batch_size"));
   EXPECT_EQ(explain_argument("chekc", {"train", "check"}), "did you mean check?");
   EXPECT_EQ(explain_argument("--zzz", {"train"}), "");
 }

@@ -129,7 +129,7 @@ TEST_F(Document, OverridesThatCannotBeAreRefused) {
   EXPECT_THAT(refusal("a: {list: [1]}", {{Kind::kSet, "a.list[5]=1"}}),
               HasSubstr("beyond the list, which has 1 items"));
   EXPECT_THAT(refusal("a: {x: 1}", {{Kind::kSet, "a.x.y=1"}}), HasSubstr("which is no section"));
-  EXPECT_THAT(refusal("", {{Kind::kSet, "a.x=[1"}}), HasSubstr("not valid YAML"));
+  EXPECT_THAT(refusal("", {{Kind::kSet, "a.x=[1"}}), HasSubstr("left open"));
   EXPECT_THAT(refusal("", {{Kind::kUnset, "a.xx"}}), HasSubstr("--unset #1: a.xx: unknown key (did you mean a.x?)"));
   EXPECT_THAT(refusal("", {{Kind::kSetFile, "a.x=/none.yaml"}}), HasSubstr("/none.yaml: cannot be opened"));
   const std::string message = refusal("", {{Kind::kSet, "a.y=3"}, {Kind::kSet, "a.x=ab"}});
