@@ -73,6 +73,21 @@ TEST(DroplessMoe, PaddingRowsAreZeroAndHaveZeroGradient) {
   for (const auto& segment : result.plan.segments) EXPECT_EQ(segment.rows % 16, 0);
 }
 
+TEST(DroplessMoe, AddsATokensResultsInTheOrderOfItsChoices) {
+  const auto result =
+      MoeLayer({}, {5, 3, 6, 7}, at::kFloat)
+          .run(conclave::testing::random_batch(1, 21, 23, 1), random_tensor({21, 6}, at::kFloat, 2), {});
+  const auto& routing = result.decision.routing;
+  for (int64_t t = 0; t < 21; ++t) {
+    ASSERT_EQ(routing.token_offsets_T1[t], 3 * t);
+    for (int32_t j = 0; j < 3; ++j) {
+      const int32_t pair = routing.token_rows_N[3 * t + j];
+      EXPECT_EQ(routing.rows_N[pair], t);
+      EXPECT_EQ(routing.choices_N[pair], j);
+    }
+  }
+}
+
 TEST(DroplessMoe, EqualsACapacityThatHoldsEveryToken) {
   const Batch batch = conclave::testing::random_batch(1, 33, 23, 1);
   const Tensor x = random_tensor({33, 6}, at::kFloat, 2), dy = random_tensor({33, 6}, at::kFloat, 3);

@@ -35,6 +35,17 @@ Batch tokens(int64_t T) {
   return batch;
 }
 
+// What a loss adds to the sum that a step minimises: weighted by the micro-batch's targets, counted without the bias.
+Tensor balance_term(const moe::BalanceLoss& loss, const moe::MoeConfig& config, int64_t k, const Tensor& x,
+                    const testing::ReferenceWeights& weights, const Batch& batch) {
+  const Tensor logits = at::matmul(x, weights.router_ED.t()), real = testing::real_tokens(batch, at::kDouble);
+  const double targets = std::accumulate(batch.loss_mask.begin(), batch.loss_mask.end(), 0.0);
+  const Tensor value = loss.type == moe::LossType::kZ
+                           ? testing::reference_z_loss(logits, real)
+                           : testing::reference_switch_loss(logits, config.router, loss.convention, k, real);
+  return value * (loss.coef * targets);
+}
+
 void compare(const moe::MoeConfig& config, LayerSize size, int64_t T, at::ScalarType dtype) {
   MoeLayer layer(config, size, dtype);
   testing::ReferenceLayer reference{config, size.top_k, {}, -1};
@@ -57,7 +68,10 @@ void compare(const moe::MoeConfig& config, LayerSize size, int64_t T, at::Scalar
   const testing::ReferenceWeights weights{leaf(own.router_ED), leaf(own.gate_up_E2FD), leaf(own.down_EDF)};
   const Tensor x64 = leaf(x);
   const Tensor y = reference(x64, weights, batch);
-  (y * dy.to(at::kDouble)).sum().backward();
+  Tensor objective = (y * dy.to(at::kDouble)).sum();
+  for (const auto& loss : config.balance.losses)
+    objective = objective + balance_term(loss, config, size.top_k, x64, weights, batch);
+  objective.backward();
   expect_near(result.y, y, "y");
   expect_near(result.dx, x64.grad(), "dx");
   expect_near(result.drouter, weights.router_ED.grad(), "router");
@@ -101,6 +115,15 @@ TEST_P(LayerReferenceMethod, GivesTheOutputAndAllGradientsOfTheReference) {
       SCOPED_TRACE(fmt::format("T {} {}", T, toString(dtype)));
       compare(method.config(), {method.experts, method.top_k, 9, 7}, T, dtype);
     }
+  }
+}
+
+TEST_P(LayerReferenceMethod, GivesTheGradientsOfTheReferenceWithAuxiliaryLosses) {
+  const auto& method = GetParam();
+  for (const auto convention : {moe::Convention::kMegatron, moe::Convention::kSwitch, moe::Convention::kHuggingface}) {
+    auto config = method.config();
+    config.balance.losses = {{.coef = 0.3, .convention = convention}, {.type = moe::LossType::kZ, .coef = 0.2}};
+    for (const auto dtype : kernels::kBothTypes) compare(config, {method.experts, method.top_k, 9, 7}, 33, dtype);
   }
 }
 
