@@ -114,11 +114,12 @@ struct TokenGradient {
     const size_t E = probs.size();
     double total = 1.0, inner = 0;
     if (score == Score::kSigmoid) total = std::accumulate(probs.begin(), probs.end(), 0.0);
-    if (total <= 0) return;
-    for (size_t e = 0; e < E; ++e) inner += affinity_gradient_E[e] * probs[e] / total;
+    // Scores that all underflowed have no affinity, but the z-loss still pulls their logits up.
+    const double unit = total > 0 ? 1 / total : 0.0;
+    for (size_t e = 0; e < E; ++e) inner += affinity_gradient_E[e] * probs[e] * unit;
     for (size_t e = 0; e < E; ++e) {
       const double p = probs[e];
-      const double slope = score == Score::kSigmoid ? p * (1 - p) / total : p;
+      const double slope = score == Score::kSigmoid ? p * (1 - p) * unit : p;
       double gradient = slope * (affinity_gradient_E[e] - inner);
       if (z_scale != 0) {
         const double softmax = score == Score::kSigmoid ? std::exp(static_cast<double>(logits[e]) - lse) : p;

@@ -76,7 +76,9 @@ std::vector<uint8_t> RouteStage::admitted(const Choice& choice, const nn::Frame&
     std::fill_n(keep.begin() + t * top_k_, top_k_, real);
   }
   const auto capacity = expert_capacity(config_.capacity, frame.training(), tokens, top_k_, choice.logits_TE.size(1));
-  dropped = capacity ? drop_over_capacity(choice, config_.capacity.policy, *capacity, keep) : 0;
+  // An evaluation must not let a token be pushed out by a later one.
+  const auto policy = frame.training() ? config_.capacity.policy : DropPolicy::kPosition;
+  dropped = capacity ? drop_over_capacity(choice, policy, *capacity, keep) : 0;
   return keep;
 }
 

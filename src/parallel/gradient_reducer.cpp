@@ -129,15 +129,6 @@ class FastReducer : public GradientReducer<T> {
   AlignedBuffer<T> expert_;
 };
 
-// Room for the slices of the other ranks while a sum is exchanged, counted at its upper bound.
-int64_t exchanged_elements(int64_t elements, int64_t ranks, int64_t subtrees) {
-  if (ranks == 1) return 0;
-  const std::vector<int64_t> cuts = slice_cuts(elements, static_cast<int>(ranks));
-  int64_t longest = 0;
-  for (int64_t r = 0; r < ranks; ++r) longest = std::max(longest, cuts[r + 1] - cuts[r]);
-  return longest * ranks * (std::has_single_bit(static_cast<uint64_t>(subtrees)) ? 1 : subtrees);
-}
-
 }  // namespace
 
 template <typename T>

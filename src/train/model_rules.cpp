@@ -64,6 +64,11 @@ void check_router(const RunConfig& config, Rules& rules) {
                 "auxiliary losses only; use score_before_topk: true and norm_topk_prob: false");
 }
 
+bool equal_experts(const moe::MoeConfig& moe) {
+  const auto* list = std::get_if<std::vector<int64_t>>(&moe.num_experts);
+  return !list || std::adjacent_find(list->begin(), list->end(), std::not_equal_to<>()) == list->end();
+}
+
 void check_losses(const RunConfig& config, Rules& rules) {
   const std::vector<moe::BalanceLoss>& losses = config.moe.balance.losses;
   for (size_t i = 0; i < losses.size(); ++i) {
@@ -86,6 +91,9 @@ void check_losses(const RunConfig& config, Rules& rules) {
         loss.scope == moe::Scope::kLayer || loss.convention == moe::Convention::kHuggingface,
         {path + ".scope", path + ".convention"},
         fmt::format("scope model is what transformers does; it needs convention huggingface, not '{}'", convention));
+    rules.require(loss.scope == moe::Scope::kLayer || equal_experts(config.moe), {path + ".scope", "moe.num_experts"},
+                  "scope model adds up the counts of all layers, so each must have the same number of experts; give "
+                  "moe.num_experts one number or use scope layer");
   }
 }
 

@@ -102,7 +102,7 @@ TEST(SwigluTest, LargeGatesNeitherOverflowNorVanish) {
   const Tensor out = forward(h, Tensor());
   EXPECT_EQ(out.const_data_ptr<float>()[0], 1000.0f);
   EXPECT_EQ(out.const_data_ptr<float>()[1], 0.0f);
-  const Tensor dh = backward(at::ones({1, 2}, at::kFloat), h, Tensor()).dh;
+  const Tensor dh = backward(at::ones({1, 2}, at::kFloat), h, Tensor()).dh_N2F;
   EXPECT_EQ(dh.const_data_ptr<float>()[0], 1.0f);
   EXPECT_EQ(dh.const_data_ptr<float>()[1], 0.0f);
 }

@@ -27,10 +27,9 @@ inline nlohmann::json golden_json(const std::string& file) {
   return nlohmann::json::parse(in);
 }
 
-// The configuration of a case of `golden_json`; auxiliary cases lie over their family's file.
+// The configuration of a case of `golden_json`; auxiliary cases include their family's file.
 inline model::TransformerConfig golden_config(const nlohmann::json& golden) {
-  const std::string base = "tests/golden/" + golden["family"].get<std::string>() + ".yaml";
-  const auto sections = read_yaml("tests/golden/" + golden["config"].get<std::string>(), read_yaml(base));
+  const auto sections = read_yaml("tests/golden/" + golden["config"].get<std::string>());
   model::TransformerConfig config;
   config.model = sections.model;
   config.moe = sections.moe;

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// The leak test of methods.md 8 for every method, on the whole model: a changed token must not change the bits of
+// anything before it. Dropping by score breaks this in training, and only there.
+#include <gtest/gtest.h>
+
+#include "kernels/tensor_checks.h"
+#include "model/executor.h"
+#include "support/moe_methods.h"
+#include "support/ranks.h"
+#include "support/tiny_models.h"
+
+namespace conclave {
+namespace {
+
+constexpr int64_t kLength = 29;
+
+model::TransformerConfig config_of(const testing::Method& method) {
+  auto config = testing::tiny_config();
+  config.moe = method.config();
+  config.moe.expert_hidden_size = 12;
+  if (config.moe.capacity.factor) config.moe.capacity.factor = 0.5;  // many drops
+  return config;
+}
+
+Tensor hidden(const model::Transformer& m, const Batch& batch, bool training) {
+  nn::Gradients gradients{at::zeros_like(m.parameters().flat(false)), {}};
+  for (int r = 0; r < m.ep().size(); ++r) gradients.experts.push_back(at::zeros_like(m.parameters().flat(true)));
+  nn::Frame frame = m.frame(batch, training ? &gradients : nullptr);
+  for (const auto& stage : m.stages()) stage->forward(frame);
+  return m.hidden(frame).clone();
+}
+
+// Tokens before a changed one whose outputs changed, over several places of the change.
+int64_t leaks(const model::Transformer& m, bool training) {
+  const Batch batch = testing::random_batch(1, kLength, 23, 3);
+  const Tensor before = hidden(m, batch, training);
+  int64_t changed = 0;
+  for (const int64_t at : {int64_t{5}, int64_t{16}, int64_t{23}, kLength - 1}) {
+    for (const int32_t shift : {1, 7, 12}) {
+      Batch other = batch;
+      other.tokens[at] = (other.tokens[at] + shift) % 23;
+      const Tensor after = hidden(m, other, training);
+      EXPECT_FALSE(after[at].equal(before[at])) << "the change shows nowhere";
+      for (int64_t t = 0; t < at; ++t) changed += !after[t].equal(before[t]);
+    }
+  }
+  return changed;
+}
+
+class Leak : public ::testing::TestWithParam<testing::Method> {
+ protected:
+  bool leaky() const { return GetParam().config().capacity.policy == moe::DropPolicy::kScore; }
+};
+
+TEST_P(Leak, NoTokenOfAnEvaluationSeesALaterOne) {
+  const model::Transformer m(config_of(GetParam()), comm::Group());
+  EXPECT_EQ(leaks(m, false), 0);
+}
+
+TEST_P(Leak, TokensOfATrainingStepSeeLaterOnesOnlyUnderALeakyPolicy) {
+  const model::Transformer m(config_of(GetParam()), comm::Group());
+  EXPECT_EQ(leaks(m, true) > 0, leaky());
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Leak, ::testing::ValuesIn(testing::all_methods()),
+                         [](const auto& info) { return info.param.name; });
+
+class LeakRanks : public Leak {};
+
+TEST_P(LeakRanks, NoTokenOfAnEvaluationSeesALaterOneOrAnotherRanks) {
+  test::run_ranks(2, [&](const comm::Group& ep) {
+    const model::Transformer m(config_of(GetParam()), ep);
+    EXPECT_EQ(leaks(m, false), 0);
+    // Rank 1 alone changes its tokens: nothing of rank 0 may change, in training neither.
+    const Batch batch = testing::random_batch(1, kLength, 23, 3, ep.rank());
+    const Batch other = testing::random_batch(1, kLength, 23, 3, 5 * ep.rank());
+    for (const bool training : {false, true}) {
+      const bool same = hidden(m, batch, training).equal(hidden(m, other, training));
+      EXPECT_EQ(same, ep.rank() == 0);
+    }
+  });
+}
+
+TEST_P(LeakRanks, TokensOfATrainingStepSeeLaterOnesOnlyUnderALeakyPolicy) {
+  test::run_ranks(2, [&](const comm::Group& ep) {
+    const model::Transformer m(config_of(GetParam()), ep);
+    EXPECT_EQ(leaks(m, true) > 0, leaky());
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(All, LeakRanks, ::testing::ValuesIn(testing::all_methods()),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace conclave

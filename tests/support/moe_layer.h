@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// One mixture-of-experts layer made of the real stages (route, dispatch, experts, combine), outside a transformer, so
+// that tests choose its input and the gradient of its output. Weights depend on the seed alone, on every layout.
+#pragma once
+
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <fmt/format.h>
+
+#include <memory>
+#include <vector>
+
+#include "comm/group.h"
+#include "moe/dispatch_stages.h"
+#include "support/moe_reference.h"
+
+namespace conclave::testing {
+
+struct LayerSize {
+  int64_t experts = 4, top_k = 2, width = 6, expert_width = 5;
+};
+
+// What one forward and backward gave. Gradients are undefined after an evaluation.
+struct LayerResult {
+  Tensor y, dx, drouter;
+  Tensor rows, drows, dgates;              // what the experts saw, padding included
+  std::vector<ReferenceWeights> dexperts;  // one for each source rank; router_ED undefined; local experts
+  moe::Decision decision;
+  moe::DispatchPlan plan;
+};
+
+class MoeLayer {
+ public:
+  MoeLayer(const moe::MoeConfig& config, LayerSize size, at::ScalarType dtype, const comm::Group& ep = {},
+           uint64_t seed = 1)
+      : size_(size), ranks_(ep.size()), dispatcher_(moe::Dispatcher::make(config.dispatch, ep)), states_(1) {
+    const int64_t E = size.experts, D = size.width, F = size.expert_width, local = E / ep.size();
+    router_ = parameters_.add({.parts = {{"router", {E, D}}}, .shape = {E, D}, .init_std = 1.0});
+    for (int64_t e = local * ep.rank(); e < local * (ep.rank() + 1); ++e) {
+      const auto expert = [&](const char* part, std::vector<int64_t> shape) {
+        return parameters_.add(
+            {.parts = {{fmt::format("{}.{}", part, e), shape}}, .shape = shape, .expert = true, .init_std = 0.7});
+      };
+      experts_.push_back({expert("gate_up", {2 * F, D}), expert("down", {D, F})});
+    }
+    parameters_.allocate(dtype, seed);
+    if (config.balance.bias.update_rate > 0) states_[0].bias_E = at::zeros({E});
+    const moe::ExchangeSlots slots{0, 1, 2, 3, 4, 5, 6, 7};
+    auto route =
+        std::make_unique<moe::RouteStage>(nn::StageSite{"route", 0}, parameters_, router_, config, size.top_k, states_);
+    route->connect({.input = slots.input,
+                    .weights = slots.weights,
+                    .decision = slots.decision,
+                    .all_decisions = {slots.decision}});
+    stages_.push_back(std::move(route));
+    stages_.push_back(std::make_unique<moe::Dispatch>(nn::StageSite{"dispatch", 1}, *dispatcher_, slots));
+    stages_.push_back(
+        std::make_unique<moe::ExpertStage>(nn::StageSite{"experts", 2}, moe::Experts(parameters_, experts_), slots));
+    stages_.push_back(std::make_unique<moe::Combine>(nn::StageSite{"combine", 3}, *dispatcher_, slots));
+  }
+  MoeLayer(const MoeLayer&) = delete;
+  MoeLayer& operator=(const MoeLayer&) = delete;
+
+  Tensor router() const { return parameters_.value(router_); }
+  moe::BalanceState& state() { return states_[0]; }
+  // Leaves for autograd; of this rank's experts.
+  ReferenceWeights weights() const {
+    const auto leaf = [](const Tensor& t) { return t.detach().clone().requires_grad_(true); };
+    const auto gathered = views([&](nn::ParameterId id) { return parameters_.value(id); });
+    return {leaf(router()), leaf(gathered.gate_up_E2FD), leaf(gathered.down_EDF)};
+  }
+
+  void make_experts_identical() {
+    for (size_t e = 1; e < experts_.size(); ++e) {
+      parameters_.value(experts_[e].gate_up_2FD).copy_(parameters_.value(experts_[0].gate_up_2FD));
+      parameters_.value(experts_[e].down_DF).copy_(parameters_.value(experts_[0].down_DF));
+    }
+  }
+
+  // Collective. Without `dy` an evaluation.
+  LayerResult run(const Batch& batch, const Tensor& x_TD, const Tensor& dy_TD) const {
+    nn::Gradients gradients{at::zeros_like(parameters_.flat(false)), {}};
+    for (int r = 0; r < ranks_; ++r) gradients.experts.push_back(at::zeros_like(parameters_.flat(true)));
+    nn::Frame frame(batch, 8, 4, dy_TD.defined() ? &gradients : nullptr);
+    frame.value(0) = x_TD;
+    for (const auto& stage : stages_) stage->forward(frame);
+    LayerResult result;
+    result.y = frame.value(7);
+    result.rows = frame.value(4);
+    if (dy_TD.defined()) {
+      frame.grad(7) = dy_TD;
+      for (auto stage = stages_.rbegin(); stage != stages_.rend(); ++stage) {
+        (*stage)->backward_input(frame);
+        (*stage)->backward_weight(frame);
+      }
+      result.dx = frame.grad(0);
+      result.drows = frame.grad(4);
+      result.dgates = frame.grad(5);
+      result.drouter = gradients.view(parameters_[router_]).clone();
+      for (int r = 0; r < ranks_; ++r)
+        result.dexperts.push_back(views([&](nn::ParameterId id) { return gradients.view(parameters_[id], r); }));
+    }
+    result.plan = frame.object_as<moe::DispatchPlan>(3);
+    result.decision = frame.object_as<moe::Decision>(2);
+    result.plan.routing = nullptr;  // it pointed into the frame
+    return result;
+  }
+
+ private:
+  template <typename View>
+  ReferenceWeights views(View view) const {
+    std::vector<Tensor> gate_up, down;
+    for (const auto& expert : experts_) {
+      gate_up.push_back(view(expert.gate_up_2FD));
+      down.push_back(view(expert.down_DF));
+    }
+    return {{}, at::stack(gate_up), at::stack(down)};
+  }
+
+  LayerSize size_;
+  int ranks_;
+  nn::Parameters parameters_;
+  nn::ParameterId router_ = 0;
+  std::vector<moe::ExpertWeights> experts_;
+  std::unique_ptr<moe::Dispatcher> dispatcher_;
+  std::vector<moe::BalanceState> states_;
+  std::vector<std::unique_ptr<nn::Stage>> stages_;
+};
+
+}  // namespace conclave::testing
