@@ -170,6 +170,10 @@ class Reader {
       const std::string below = path.empty() ? std::string(name) : path + "." + std::string(name);
       if (const Node* child = node.get(name)) {
         read(*child, member, below, rule);
+      } else if constexpr (Section<std::remove_cvref_t<decltype(member)>>) {
+        Node absent;  // its defaults hold, but it may require keys
+        absent.origin = node.origin;
+        read(absent, member, below, rule);
       } else if (rule.required) {
         problems_.add(node.origin, below, "required, but not given");
       }

@@ -38,7 +38,8 @@ bool inside(std::string_view path, std::string_view section) {
 
 std::string Origin::where() const {
   if (!source) return via.empty() ? "default" : "default (" + via + ")";
-  std::string place = source->argument ? source->name : fmt::format("{}:{}:{}", source->name, line, column);
+  std::string place =
+      source->argument || line <= 0 ? source->name : fmt::format("{}:{}:{}", source->name, line, column);
   return via.empty() ? place : place + " (" + via + ")";
 }
 

@@ -123,11 +123,10 @@ TEST_F(RunConfigTest, ConfigurationsMadeInCodeObeyTheSameRules) {
 }
 
 TEST_F(RunConfigTest, AProblemOfReadingHidesOnlyTheRulesAboutThatKey) {
-  const std::string message =
-      config_error([&] { load("moe: {num_experts: many, top_k: 99}\nparallel: {ep: 3}\noptim: {min_lr: 1}\n"); });
+  const std::string message = config_error([&] { load("moe: {num_experts: many, top_k: 99}\noptim: {min_lr: 1}\n"); });
   EXPECT_THAT(message, HasSubstr("invalid configuration: 2 problems"));
   EXPECT_THAT(message, HasSubstr("run.yaml:3:20: moe.num_experts: expected a whole number"));
-  EXPECT_THAT(message, HasSubstr("run.yaml:5:17: optim.min_lr: min_lr 1 is greater than lr 0.0003"));
+  EXPECT_THAT(message, HasSubstr("run.yaml:4:17: optim.min_lr: min_lr 1 is greater than lr 0.0003"));
 }
 
 TEST(RunConfigFiles, EveryConfigurationOfTheRepositoryReads) {
