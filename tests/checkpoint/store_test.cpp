@@ -56,6 +56,43 @@ TEST(StoreTest, SplitsARanksFilesAtTheLimit) {
   EXPECT_TRUE(run.resumes_at(1));
 }
 
+// The columns of a [2, 24] matrix, cut at `ends`; one entry for each piece.
+parallel::StateDict cut_columns(std::list<std::vector<float>>& pieces, const std::vector<int64_t>& ends) {
+  parallel::StateDict state;
+  int64_t begin = 0;
+  for (const int64_t end : ends) {
+    auto& piece = pieces.emplace_back();
+    for (int64_t i = 0; i < 2 * (end - begin); ++i)
+      piece.push_back(static_cast<float>(i / (end - begin) * 24 + begin + i % (end - begin)));
+    state.push_back({"m",
+                     "param",
+                     comm::DType::kFloat32,
+                     {2, 24},
+                     {0, begin},
+                     {2, end - begin},
+                     std::as_writable_bytes(std::span(piece)),
+                     true});
+    begin = end;
+  }
+  return state;
+}
+
+TEST(StoreTest, LoadsPiecesThatWereCutElsewhere) {
+  const Scratch scratch;
+  SingleRun run(scratch.run());
+  std::list<std::vector<float>> saved;
+  run.store.save(contents_at(1), cut_columns(saved, {10, 20, 24}));
+  // Other cuts; the second and third pieces have the size of saved ones but another place.
+  for (const std::vector<int64_t>& ends : {std::vector<int64_t>{4, 14, 24}, {24}, {10, 20, 24}, {1, 2, 23, 24}}) {
+    std::list<std::vector<float>> expected, loaded;
+    cut_columns(expected, ends);
+    const auto state = cut_columns(loaded, ends);
+    for (auto& piece : loaded) std::fill(piece.begin(), piece.end(), -1.0f);
+    ASSERT_TRUE(run.store.resume(request(), state));
+    EXPECT_EQ(loaded, expected);
+  }
+}
+
 TEST(StoreTest, SavesTensorsOfSeveralBlocks) {
   const Scratch scratch;
   SingleRun run(scratch.run());
