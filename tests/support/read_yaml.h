@@ -19,6 +19,7 @@ template <typename T>
 void read_value(const YAML::Node& node, std::vector<T>& list);
 template <typename T>
 void read_value(const YAML::Node& node, std::optional<T>& value);
+inline void read_value(const YAML::Node&, config::Reserved&) {}
 inline void read_value(const YAML::Node& node, config::IntOrList& value) { value = node.as<int64_t>(); }
 template <typename T>
 void read_value(const YAML::Node& node, std::variant<T, std::vector<int64_t>>& value);
@@ -31,7 +32,7 @@ void read_value(const YAML::Node& node, T& value) {
   } else if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) {
     value = node.as<T>();
   } else {
-    value.fields([&](const char* key, auto& member, const char*) {
+    value.fields([&](const char* key, auto& member, const auto&...) {
       if (node[key]) read_value(node[key], member);
     });
   }
