@@ -80,12 +80,12 @@ void TrainStep::sum_losses(std::span<const double> own_losses, std::span<const d
   report.loss = report.targets > 0 ? tree_sum(std::span<const double>(losses)) / report.targets : 0.0;
 }
 
-Tensor TrainStep::reduced(bool expert) const { return view(expert ? reducer_->expert() : reducer_->dense()); }
+Tensor TrainStep::gradient_sum(bool expert) const { return view(expert ? reducer_->expert() : reducer_->dense()); }
 
 std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
   if (report.targets == 0) return "no target of the batch counts";
   if (std::isfinite(report.loss) && std::isfinite(report.grad_norm)) return std::nullopt;
-  const auto mine = norm_.non_finite(reduced(false), reduced(true));
+  const auto mine = norm_.non_finite(gradient_sum(false), gradient_sum(true));
   const auto all = mesh_.world().all_gather_text(mine.value_or(""));
   for (size_t rank = 0; rank < all.size(); ++rank) {
     if (!all[rank].empty())
@@ -103,7 +103,7 @@ StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
   totals_.reduce(mesh_.dp());
   sum_losses(losses_, targets_, report);
   const double per_target = report.targets > 0 ? 1.0 / report.targets : 0.0;
-  report.grad_norm = norm_(reduced(false), reduced(true)) * per_target;
+  report.grad_norm = norm_(gradient_sum(false), gradient_sum(true)) * per_target;
   report.lr = optim::learning_rate(config_.optim, config_.train.steps, step);
   report.layers = totals_.layers();
   report.skipped = why_not(report);
@@ -112,7 +112,7 @@ StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
   const double clip = limit > 0 ? std::min(1.0, limit / (report.grad_norm + 1e-6)) : 1.0;
   ++updates_;
   for (const bool expert : {false, true}) {
-    optimizer(expert).step(model_.parameters().flat(expert), reduced(expert),
+    optimizer(expert).step(model_.parameters().flat(expert), gradient_sum(expert),
                            {.lr = report.lr, .update = updates_, .grad_scale = per_target * clip});
   }
   totals_.end_step(model_);

@@ -36,12 +36,14 @@ class TrainStep {
   int64_t updates() const { return updates_; }
   void set_updates(int64_t updates) { updates_ = updates; }
   optim::AdamW& optimizer(bool expert) { return expert ? expert_ : dense_; }
+  // The gradients of the last step, to look at: summed over its targets and not yet divided or clipped, laid out like
+  // the parameters.
+  Tensor gradient_sum(bool expert) const;
 
  private:
   void accumulate(std::span<const Batch> batches);
   void sum_losses(std::span<const double> own_losses, std::span<const double> own_targets, StepReport& report) const;
   std::optional<std::string> why_not(const StepReport& report) const;
-  Tensor reduced(bool expert) const;
 
   RunConfig config_;
   const parallel::Mesh& mesh_;

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cfenv>
 #include <functional>
 #include <mutex>
 #include <set>
@@ -23,6 +22,7 @@
 #include "kernels/softmax.h"
 #include "kernels/swiglu.h"
 #include "kernels/tensor_checks.h"
+#include "support/thread_count.h"
 
 namespace conclave::kernels {
 namespace {
@@ -52,16 +52,6 @@ TEST(ParallelTest, LittleWorkStaysOnOneThread) {
   for_rows(100, 1, [&](int64_t, int64_t) { calls.fetch_add(1); });
   EXPECT_EQ(calls.load(), 1);
   at::set_num_threads(1);
-}
-
-// How many of the pool's threads did arithmetic in `kernel`: each thread has its own "inexact" flag, which rounding
-// raises and waiting does not. So the count is what ran, not what a variable says.
-int threads_that_rounded(int threads, const std::function<void()>& kernel) {
-  at::parallel_for(0, threads, 1, [](int64_t, int64_t) { std::feclearexcept(FE_ALL_EXCEPT); });
-  kernel();
-  std::atomic<int> rounded{0};
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) { rounded += std::fetestexcept(FE_INEXACT) != 0 ? 1 : 0; });
-  return rounded.load();
 }
 
 struct Kernel {
@@ -122,7 +112,7 @@ TEST(ParallelTest, EveryKernelUsesAsManyThreadsAsAskedFor) {
   for (const int threads : {1, 2, 3}) {
     at::set_num_threads(threads);
     for (const Kernel& kernel : kernels.all()) {
-      EXPECT_EQ(threads_that_rounded(threads, kernel.run), threads) << kernel.name;
+      EXPECT_EQ(test::threads_that_rounded(threads, kernel.run), threads) << kernel.name;
     }
   }
   at::set_num_threads(1);

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+// The same training steps in any (dp, ep): what came out, gathered from all ranks under logical names, to compare with
+// one rank. Serves threads as ranks and processes under mpirun. Micro-batches are functions of (step, global number).
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <map>
+
+#include "support/tiny_models.h"
+#include "train/run_state.h"
+
+namespace conclave::test {
+
+struct Layout {
+  int64_t dp = 1, ep = 1;
+};
+
+struct LayoutCase {
+  std::string name;
+  std::function<void(train::RunConfig&)> change = [](auto&) {};
+  std::function<void(model::Transformer&)> prepare = [](auto&) {};
+  // What makes the case worth its name, checked after every step.
+  std::function<void(int64_t step, const train::StepReport&)> expect = [](int64_t, const auto&) {};
+  bool padding = false;
+};
+
+inline train::RunConfig layout_config(const LayoutCase& layout_case) {
+  train::RunConfig config;
+  config.model.vocab_size = 32;
+  config.model.hidden_size = 32;
+  config.model.num_layers = 2;
+  config.model.num_attention_heads = 4;
+  config.model.num_key_value_heads = 2;
+  config.model.max_seq_len = 12;
+  config.model.qk_norm = model::QkNorm::kHead;
+  config.model.init_std = 0.2;
+  config.moe.expert_hidden_size = 24;
+  config.moe.num_shared_experts = 1;
+  config.moe.balance.losses = {
+      {moe::LossType::kSwitch, 0.01, moe::Level::kMicro, moe::Convention::kMegatron, moe::Scope::kLayer},
+      {moe::LossType::kSwitch, 0.02, moe::Level::kSequence, moe::Convention::kDeepseek, moe::Scope::kLayer},
+      {moe::LossType::kSwitch, 0.03, moe::Level::kGlobal, moe::Convention::kMegatron, moe::Scope::kLayer},
+      {moe::LossType::kZ, 1e-3}};
+  config.moe.balance.bias.update_rate = 0.01;
+  config.data.train = {{.name = "made up", .path = "made-up"}};
+  config.data.seq_len = 12;
+  config.optim.lr = 1e-2;
+  config.optim.min_lr = 1e-3;
+  config.optim.warmup = {0, {}};
+  config.train.steps = 3;
+  config.train.micro_batch_size = 2;
+  config.train.global_batch_size = 16;
+  layout_case.change(config);
+  return config;
+}
+
+inline Batch layout_batch(const train::RunConfig& config, bool padding, int64_t step, int64_t number) {
+  const int64_t micro_batches = config.train.global_batch_size / config.train.micro_batch_size,
+                length = config.data.seq_len;
+  Batch batch = testing::random_batch(config.train.micro_batch_size, length, config.model.vocab_size, 5,
+                                      step * micro_batches + number);
+  batch.index = number;
+  // Ends of different length; every fourth micro-batch has a sequence of nothing else.
+  const int64_t padded = !padding ? 0 : number % 4 == 3 ? length : number % 4;
+  for (int64_t i = batch.tokens_count() - padded; i < batch.tokens_count(); ++i) {
+    batch.segment_ids[i] = -1;
+    batch.loss_mask[i] = 0;
+  }
+  return batch;
+}
+
+struct LayoutOutcome {
+  std::vector<double> losses, norms;
+  std::vector<std::vector<int64_t>> chosen;     // of each step and layer
+  std::map<std::string, std::string> state;     // bytes by "name role"
+  std::map<std::string, std::string> gradient;  // of the last step, the same way
+};
+
+// Bytes of all ranks by key. Ranks that hold the same key must hold the same bytes.
+inline std::map<std::string, std::string> gather_entries(const comm::Group& world, const parallel::StateDict& entries) {
+  std::string mine;
+  for (const auto& entry : entries) {
+    mine += fmt::format("{} {}\n{}\n", entry.name, entry.role, entry.data.size());
+    mine.append(reinterpret_cast<const char*>(entry.data.data()), entry.data.size());
+  }
+  std::map<std::string, std::string> all;
+  for (const auto& text : world.all_gather_text(mine)) {
+    for (size_t at = 0; at < text.size();) {
+      const size_t name_end = text.find('\n', at), size_end = text.find('\n', name_end + 1);
+      const size_t size = std::stoull(text.substr(name_end + 1, size_end - name_end - 1));
+      const auto [place, added] = all.emplace(text.substr(at, name_end - at), text.substr(size_end + 1, size));
+      EXPECT_TRUE(added || place->second == text.substr(size_end + 1, size)) << "copies differ: " << place->first;
+      at = size_end + 1 + size;
+    }
+  }
+  return all;
+}
+
+inline parallel::StateDict gradient_entries(const train::TrainStep& step, const nn::Parameters& parameters) {
+  parallel::StateDict entries;
+  for (const auto& parameter : parameters.all()) {
+    float* data = step.gradient_sum(parameter.expert).data_ptr<float>() + parameter.offset;
+    for (const auto& part : parameter.parts) {
+      const int64_t count = nn::element_count(part.shape);
+      auto& entry = entries.emplace_back();
+      entry.name = part.name, entry.role = "gradient";
+      entry.data = std::as_writable_bytes(std::span(data, count));
+      data += count;
+    }
+  }
+  return entries;
+}
+
+// Trains `steps` steps on the ranks of `world`, one thread each unless `threads` says otherwise. Collective.
+inline LayoutOutcome run_layout(const comm::Group& world, Layout layout, const LayoutCase& layout_case,
+                                parallel::Reduction reduction, int threads = 1) {
+  at::set_num_threads(threads);
+  train::RunConfig config = layout_config(layout_case);
+  config.parallel.ep = layout.ep;
+  config.parallel.reduction = reduction;
+  train::resolve(config, layout.dp);
+  const int64_t steps = reduction == parallel::Reduction::kCanonical ? config.train.steps : 1;
+  const parallel::Mesh mesh(world, parallel::mesh_sizes(config.parallel, layout.dp));
+  model::Transformer transformer({.model = config.model, .moe = config.moe, .seed = 11}, mesh.ep());
+  layout_case.prepare(transformer);
+  Failpoints none;
+  train::TrainStep step(config, mesh, transformer, none);
+  const auto share = mesh.micro_batches(config.train.global_batch_size / config.train.micro_batch_size);
+  LayoutOutcome outcome;
+  for (int64_t i = 0; i < steps; ++i) {
+    std::vector<Batch> batches;
+    for (int64_t m = 0; m < share.count; ++m)
+      batches.push_back(layout_batch(config, layout_case.padding, i, share.first + m));
+    const auto report = step.run(i, batches);
+    EXPECT_FALSE(report.skipped) << *report.skipped;
+    layout_case.expect(i, report);
+    outcome.losses.push_back(report.loss);
+    outcome.norms.push_back(report.grad_norm);
+    for (const auto& layer : report.layers) outcome.chosen.push_back(layer.chosen_E);
+  }
+  std::vector<std::vector<int64_t>> counts;
+  outcome.state = gather_entries(world, train::full_state(transformer, step, mesh, counts));
+  outcome.gradient = gather_entries(world, gradient_entries(step, transformer.parameters()));
+  return outcome;
+}
+
+// Bit for bit.
+inline void expect_same(const LayoutOutcome& got, const LayoutOutcome& expected) {
+  for (size_t i = 0; i < expected.losses.size(); ++i) {
+    EXPECT_EQ(fmt::format("{:a} {:a}", got.losses[i], got.norms[i]),
+              fmt::format("{:a} {:a}", expected.losses[i], expected.norms[i]))
+        << "loss and gradient norm of step " << i;
+  }
+  EXPECT_EQ(got.chosen, expected.chosen);
+  for (const auto* which : {&LayoutOutcome::gradient, &LayoutOutcome::state}) {
+    ASSERT_EQ((got.*which).size(), (expected.*which).size());
+    for (const auto& [name, bytes] : expected.*which) EXPECT_TRUE((got.*which).at(name) == bytes) << name;
+  }
+}
+
+inline std::vector<double> numbers(const std::string& bytes) {
+  std::vector<float> values(bytes.size() / sizeof(float));
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  return {values.begin(), values.end()};
+}
+
+inline double norm_of(const std::vector<double>& values) {
+  double squares = 0;
+  for (const double v : values) squares += v * v;
+  return std::sqrt(squares);
+}
+
+// Within the promise of `fast` for one step from equal state: 1e-5, a tensor's norm counting as at least 1e-6 of the
+// global one.
+inline void expect_close(const LayoutOutcome& got, const LayoutOutcome& expected) {
+  EXPECT_NEAR(got.losses[0] / expected.losses[0], 1.0, 1e-5);
+  EXPECT_NEAR(got.norms[0] / expected.norms[0], 1.0, 1e-5);
+  EXPECT_EQ(got.chosen, expected.chosen);
+  double squares = 0;
+  for (const auto& [name, bytes] : expected.gradient) squares += std::pow(norm_of(numbers(bytes)), 2);
+  const double floor = 1e-6 * std::sqrt(squares);
+  ASSERT_EQ(got.gradient.size(), expected.gradient.size());
+  for (const auto& [name, bytes] : expected.gradient) {
+    auto difference = numbers(got.gradient.at(name));
+    const auto reference = numbers(bytes);
+    for (size_t i = 0; i < reference.size(); ++i) difference[i] -= reference[i];
+    EXPECT_LE(norm_of(difference), 1e-5 * std::max(norm_of(reference), floor)) << name;
+  }
+}
+
+// Both promises on the ranks of `world`, against one rank on its own.
+inline void expect_layout_promise(const comm::Group& world, Layout layout, const LayoutCase& layout_case) {
+  for (const auto reduction : {parallel::Reduction::kCanonical, parallel::Reduction::kFast}) {
+    const auto alone = run_layout(comm::Group(), {}, layout_case, reduction);
+    const auto got = run_layout(world, layout, layout_case, reduction);
+    SCOPED_TRACE(fmt::format("{}: dp {} ep {}, rank {}", layout_case.name, layout.dp, layout.ep, world.rank()));
+    reduction == parallel::Reduction::kCanonical ? expect_same(got, alone) : expect_close(got, alone);
+  }
+}
+
+inline void set_bias(model::Transformer& transformer, int64_t expert, float value) {
+  for (auto& layer : transformer.balance()) layer.bias_E.data_ptr<float>()[expert] = value;
+}
+
+inline void zero_router(model::Transformer& transformer) {
+  for (const auto& parameter : transformer.parameters().all()) {
+    if (parameter.kind == nn::ParameterKind::kRouter)
+      nn::view_of(transformer.parameters().flat(false), parameter).zero_();
+  }
+}
+
+inline std::vector<LayoutCase> layout_cases() {
+  std::vector<LayoutCase> cases{{.name = "Plain"}, {.name = "Padding", .padding = true}};
+  cases.push_back({.name = "ExpertsWithoutTokens",
+                   .prepare = [](auto& model) { set_bias(model, 5, -1e3f), set_bias(model, 6, -1e3f); },
+                   .expect =
+                       [](int64_t, const auto& report) {
+                         for (const auto& layer : report.layers)
+                           EXPECT_EQ(layer.dispatched_E[5] + layer.dispatched_E[6], 0);
+                       }});
+  // Equal logits go to the lower id: everything to expert 0, until the router learns.
+  cases.push_back({.name = "CollapseOntoOneExpert",
+                   .change = [](auto& config) { config.moe.top_k = 1, config.moe.balance.bias.update_rate = 0; },
+                   .prepare = zero_router,
+                   .expect =
+                       [](int64_t step, const auto& report) {
+                         for (const auto& layer : report.layers)
+                           EXPECT_TRUE(step > 0 || layer.dispatched_E[0] == layer.tokens);
+                       }});
+  cases.push_back({.name = "CollapseThatLasts",
+                   .change = [](auto& config) { config.moe.top_k = 1; },
+                   .prepare = [](auto& model) { set_bias(model, 3, 1e3f); },
+                   .expect =
+                       [](int64_t, const auto& report) {
+                         for (const auto& layer : report.layers) EXPECT_EQ(layer.dispatched_E[3], layer.tokens);
+                       }});
+  for (const auto policy : {moe::DropPolicy::kPosition, moe::DropPolicy::kScore}) {
+    cases.push_back({.name = policy == moe::DropPolicy::kPosition ? "CapacityByPosition" : "CapacityByScore",
+                     .change =
+                         [policy](auto& config) {
+                           auto& capacity = config.moe.capacity;
+                           capacity.factor = 0.7, capacity.policy = policy;
+                           capacity.renormalize = true, capacity.min = 1;
+                         },
+                     .expect = [](int64_t, const auto& report) { EXPECT_GT(report.layers[0].dropped, 0); }});
+  }
+  cases.push_back({.name = "SigmoidWithBias", .change = [](auto& config) {
+                     config.moe.router.score = moe::Score::kSigmoid;
+                     config.moe.router.norm_topk_prob = true;
+                     config.moe.router.routed_scaling_factor = 2.5;
+                   }});
+  cases.push_back({.name = "OddSizes", .change = [](auto& config) {
+                     config.model.hidden_size = 24, config.model.vocab_size = 23, config.moe.expert_hidden_size = 20;
+                     config.data.seq_len = 11, config.model.qk_norm = model::QkNorm::kFull;
+                   }});
+  cases.push_back({.name = "DenseFirstSharedGateTied", .change = [](auto& config) {
+                     config.moe.layers = moe::LayerPattern{1, 1}, config.moe.shared_gate = true;
+                     config.model.tie_embeddings = true, config.model.qkv_bias = true;
+                   }});
+  return cases;
+}
+
+}  // namespace conclave::test

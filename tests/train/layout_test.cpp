@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Training does not depend on how ranks share the work: the same bits with reduction canonical, the same to 1e-5 with
+// fast. Ranks are threads here, processes in tests/launched.
+#include "support/ranks.h"
+#include "train/layout_runs.h"
+
+namespace conclave::test {
+namespace {
+
+constexpr auto kCanonical = parallel::Reduction::kCanonical;
+constexpr auto kFast = parallel::Reduction::kFast;
+
+class LayoutRanks : public ::testing::TestWithParam<LayoutCase> {};
+
+TEST_P(LayoutRanks, CanonicalIsBitwiseAndFastIsClose) {
+  for (const Layout layout : {Layout{2, 1}, Layout{2, 2}, Layout{4, 1}, Layout{4, 2}, Layout{4, 4}}) {
+    run_ranks(static_cast<int>(layout.dp),
+              [&](const comm::Group& world) { expect_layout_promise(world, layout, GetParam()); });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, LayoutRanks, ::testing::ValuesIn(layout_cases()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST(LayoutRepeat, TwoRunsFromTheSameStartHaveTheSameBits) {
+  const LayoutCase plain{.name = "Plain"};
+  for (const auto reduction : {kCanonical, kFast}) {
+    expect_same(run_layout({}, {}, plain, reduction), run_layout({}, {}, plain, reduction));
+    LayoutOutcome first, second;
+    for (LayoutOutcome* outcome : {&first, &second}) {
+      run_ranks(4, [&](const comm::Group& world) {
+        auto mine = run_layout(world, {4, 2}, plain, reduction);
+        if (world.rank() == 0) *outcome = std::move(mine);
+      });
+    }
+    expect_same(first, second);
+  }
+}
+
+TEST(LayoutRepeat, OneThreadAndTwoHaveTheSameBits) {
+  // Large enough that every loop and product is worth two threads.
+  const LayoutCase large{.name = "Large", .change = [](auto& config) {
+                           config.model.vocab_size = 512, config.model.hidden_size = 128,
+                           config.moe.expert_hidden_size = 128;
+                           config.model.max_seq_len = config.data.seq_len = 192;
+                           config.train.global_batch_size = 4, config.train.steps = 2;
+                         }};
+  for (const auto reduction : {kCanonical, kFast}) {
+    const auto one = run_layout({}, {}, large, reduction, 1);
+    expect_same(run_layout({}, {}, large, reduction, 2), one);
+    expect_same(run_layout({}, {}, large, reduction, 3), one);
+  }
+  at::set_num_threads(1);
+}
+
+}  // namespace
+}  // namespace conclave::test
