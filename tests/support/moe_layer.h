@@ -47,8 +47,8 @@ class MoeLayer {
     parameters_.allocate(dtype, seed);
     if (config.balance.bias.update_rate > 0) states_[0].bias_E = at::zeros({E});
     const moe::ExchangeSlots slots{0, 1, 2, 3, 4, 5, 6, 7};
-    auto route =
-        std::make_unique<moe::RouteStage>(nn::StageSite{"route", 0}, parameters_, moe::RouteConfig{config, router_, size.top_k}, states_);
+    auto route = std::make_unique<moe::RouteStage>(nn::StageSite{"route", 0}, parameters_,
+                                                   moe::RouteConfig{config, router_, size.top_k}, states_);
     route->connect({.input = slots.input,
                     .weights = slots.weights,
                     .decision = slots.decision,

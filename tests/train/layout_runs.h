@@ -157,7 +157,7 @@ inline void expect_same(const LayoutOutcome& got, const LayoutOutcome& expected)
         << "loss and gradient norm of step " << i;
   }
   EXPECT_EQ(got.chosen, expected.chosen);
-  for (const auto* which : {&LayoutOutcome::gradient, &LayoutOutcome::state}) {
+  for (const auto which : {&LayoutOutcome::gradient, &LayoutOutcome::state}) {
     ASSERT_EQ((got.*which).size(), (expected.*which).size());
     for (const auto& [name, bytes] : expected.*which) EXPECT_TRUE((got.*which).at(name) == bytes) << name;
   }
