@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
+#include "app/bench_command.h"
 #include "app/check_command.h"
 #include "app/config_command.h"
 #include "app/data_command.h"
@@ -48,6 +49,7 @@ int main(int argc, char** argv) {
   app::add_data_command(app, run);
   app::add_eval_command(app, run);
   app::add_sample_command(app, run);
+  app::add_bench_command(app, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

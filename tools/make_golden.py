@@ -249,13 +249,8 @@ def write_units(out):
 # layers, hidden, heads, kv heads, expert width, experts, top-k, vocabulary, batch, sequence
 PEERS = {"small-mixtral": (4, 256, 4, 4, 688, 8, 2, 4096, 8, 256), "small-fine": (4, 256, 4, 4, 128, 64, 8, 4096, 8, 256),
          "remoe-182m": (12, 768, 12, 4, 3072, 8, 1, 50304, 1, 1024)}
-
-
-# Where the benchmark model differs from the preset of its name.
-OVERRIDES = {"remoe-182m": [
-    "model.vocab_size=50304", "moe.router.norm_topk_prob=true", "train.global_batch_size=1", "train.micro_batch_size=1",
-    "moe.balance.losses=[{type: switch, coef: 0.001, convention: huggingface, scope: model}]", "optim.lr=1.0e-3",
-    "optim.weight_decay=0.1", "optim.no_decay=[]", "optim.schedule=constant", "optim.warmup=0"]}
+CONFIGS = {"small-mixtral": "configs/presets/small-mixtral.yaml", "small-fine": "configs/presets/small-fine.yaml",
+           "remoe-182m": "configs/bench/remoe-182m.yaml"}
 
 
 def write_peer(name, out):
@@ -272,19 +267,21 @@ def write_peer(name, out):
     save_file(logical(model.named_parameters()), out / f"{name}.safetensors")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
     x = torch.randint(0, vocab, (batch, length))
-    losses, raw, norms = [], [], []
+    ce, losses, raw, norms = [], [], [], []
     for _ in range(5):
         result = model(input_ids=x, labels=x)
         result.loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
         optimizer.step()
         optimizer.zero_grad()
+        ce.append(F.cross_entropy(result.logits[:, :-1].reshape(-1, vocab), x[:, 1:].reshape(-1)).detach())
         losses.append(result.loss.detach())
         raw.append(result.aux_loss.detach())
     write_json(out / f"{name}.json", {
         "made_by": f"tools/make_golden.py --peer {name}", "torch": torch.__version__.split("+")[0],
-        "transformers": transformers.__version__, "weights": f"{name}.safetensors", "config": f"configs/presets/{name}.yaml",
-        "overrides": OVERRIDES.get(name, []), "tokens": x.tolist(), "aux_coef": config.router_aux_loss_coef, "total_loss": numbers(losses),
+        "transformers": transformers.__version__, "weights": f"{name}.safetensors", "config": CONFIGS[name],
+        "tokens": x.tolist(), "aux_coef": config.router_aux_loss_coef,
+        "ce_loss": numbers(ce), "total_loss": numbers(losses),
         "aux_loss": numbers(raw), "grad_norm": numbers(norms)})
     print(name, [float(v) for v in losses])
 

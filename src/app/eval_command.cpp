@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "app/opened_run.h"
+#include "app/rank_resources.h"
 #include "comm/world.h"
 #include "data/indexed_dataset.h"
 #include "data/validation_loader.h"

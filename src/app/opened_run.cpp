@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "app/opened_run.h"
 
-#include <cstdlib>
-
 #include "checkpoint/resume.h"
 #include "train/run_state.h"
 
@@ -20,12 +18,6 @@ text::Tokenizer open_tokenizer(const train::RunConfig& config) {
     throw ConfigError("data.tokenizer is not set: text cannot become tokens\n  Name a tokenizer.json, or `bytes`.");
   }
   return text::Tokenizer::load(*config.data.tokenizer);
-}
-
-int rank_threads(int cores) {
-  const char* wanted = std::getenv("OMP_NUM_THREADS");
-  const int number = wanted ? std::atoi(wanted) : 0;
-  return number > 0 ? number : std::max(1, cores);
 }
 
 OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, Log& log) {

@@ -28,7 +28,5 @@ OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, L
 model::TransformerConfig transformer_config(const train::RunConfig& config);
 // The tokenizer of the configuration. Throws ConfigError when it names none.
 text::Tokenizer open_tokenizer(const train::RunConfig& config);
-// Threads of this rank: OMP_NUM_THREADS when set, else its cores.
-int rank_threads(int cores);
 
 }  // namespace conclave::app

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <thread>
 
 #include "app/opened_run.h"
+#include "app/rank_resources.h"
 #include "comm/world.h"
 #include "core/random.h"
 #include "model/executor.h"
@@ -59,7 +59,7 @@ int32_t draw(std::span<const float> logits, const SampleOptions& options, double
 }
 
 int sample(const SampleOptions& options) {
-  at::set_num_threads(rank_threads(static_cast<int>(std::thread::hardware_concurrency())));
+  at::set_num_threads(rank_threads(process_cores()));
   const auto log = make_silent_log();  // the text is the output
   auto opened = open_run(options.run, comm::Group(), *log);
   const auto tokenizer = open_tokenizer(opened.config);

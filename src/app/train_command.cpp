@@ -2,7 +2,6 @@
 #include "app/train_command.h"
 
 #include <ATen/Parallel.h>
-#include <malloc.h>
 
 #include <csignal>
 #include <cstdlib>
@@ -10,6 +9,7 @@
 
 #include "app/config_options.h"
 #include "app/opened_run.h"
+#include "app/rank_resources.h"
 #include "app/version.h"
 #include "comm/world.h"
 #include "kernels/row_invariance.h"
@@ -30,13 +30,6 @@ void block_stop_signals() {
   sigemptyset(&signals);
   for (const int signal : {SIGUSR1, SIGTERM, SIGINT}) sigaddset(&signals, signal);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-}
-
-// Activations are freed and made again every micro-batch: keep their pages instead of returning and zeroing them each
-// time.
-void keep_memory() {
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, -1);
 }
 
 void require_canonical(const train::RunConfig& config, int threads) {

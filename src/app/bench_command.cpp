@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "app/bench_command.h"
+
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "app/bench_step.h"
+#include "app/config_options.h"
+#include "app/gemm_speed.h"
+#include "app/rank_resources.h"
+#include "core/error.h"
+#include "model/model_shape.h"
+
+namespace conclave::app {
+namespace {
+
+struct BenchOptions {
+  ConfigOptions config;
+  StepBenchOptions step;
+  std::string json;
+};
+
+// Nothing is read from the data; the configuration need not name any.
+train::RunConfig bench_config(const ConfigOptions& options, int64_t ranks) {
+  auto overrides = options.overrides;
+  overrides.push_back({config::Override::Kind::kSet, "data.train=[{name: bench, path: bench}]"});
+  overrides.push_back({config::Override::Kind::kUnset, "data.valid"});
+  return train::load_config(options.file, overrides, {ranks, train::Purpose::kTrain, false}).config;
+}
+
+void add_passes(const std::string& name, int64_t rows, int64_t depth, int64_t columns, std::vector<Product>& products) {
+  const std::pair<const char*, Pass> passes[] = {{"forward", Pass::kForward},
+                                                 {"input gradient", Pass::kInputGradient},
+                                                 {"weight gradient", Pass::kWeightGradient}};
+  for (const auto& [pass_name, pass] : passes)
+    products.push_back({fmt::format("{}, {}", name, pass_name), rows, depth, columns, pass});
+}
+
+// The products of the last layer and the head over one micro-batch, experts under balanced load.
+std::vector<Product> model_products(const train::RunConfig& config) {
+  const auto shape = model::model_shape(config.model, config.moe);
+  const int64_t rows = config.train.micro_batch_size * config.data.seq_len;
+  std::vector<Product> products;
+  add_passes("attention query", rows, shape.hidden, shape.heads * shape.head_dim, products);
+  const auto& layer = shape.layers.back();
+  if (layer.moe) {
+    const int64_t own = std::max<int64_t>(1, rows * layer.top_k / layer.num_experts);
+    add_passes("expert gate or up", own, shape.hidden, layer.expert_width, products);
+    add_passes("expert down", own, layer.expert_width, shape.hidden, products);
+  } else {
+    add_passes("dense gate or up", rows, shape.hidden, layer.ffn_width, products);
+  }
+  add_passes("head", rows, shape.hidden, shape.vocab, products);
+  return products;
+}
+
+int bench_gemm(const BenchOptions& options) {
+  std::vector<Product> products{ceiling_product()};
+  if (!options.config.file.empty())
+    for (auto& product : model_products(bench_config(options.config, 1))) products.push_back(product);
+  const int threads = rank_threads(process_cores());
+  at::set_num_threads(threads);
+  const auto speeds = measure(products, 0.7);
+  fmt::print("fp32, {} thread{}\n  {:<36} {:>6} {:>6} {:>7} {:>9} {:>9} {:>7}\n", threads, threads == 1 ? "" : "s",
+             "product", "rows", "depth", "columns", "best", "median", "share");
+  for (size_t i = 0; i < products.size(); ++i) {
+    const auto& p = products[i];
+    fmt::print("  {:<36} {:>6} {:>6} {:>7} {:>9.1f} {:>9.1f} {:>5.0f} %\n", p.name, p.rows, p.depth, p.columns,
+               speeds[i].best_gflops, speeds[i].median_gflops, 100 * speeds[i].best_gflops / speeds[0].best_gflops);
+  }
+  fmt::print("GFLOP/s of seven repetitions; share: best against the best of the first line\n");
+  return 0;
+}
+
+void write_json(const std::string& path, const StepBench& bench) {
+  std::ofstream out(path);
+  out << nlohmann::json{{"seconds", bench.seconds},
+                        {"losses", bench.losses},
+                        {"reference_losses", bench.reference_losses},
+                        {"ceiling_gflops", bench.ceiling_gflops},
+                        {"ceiling_spread", bench.ceiling_spread},
+                        {"tokens_per_step", bench.tokens},
+                        {"flops_per_token", bench.flops_per_token},
+                        {"threads", bench.threads}}
+             .dump(2)
+      << "\n";
+  out.flush();
+  if (!out) throw IoError("cannot write {}: check the directory and the space left", path);
+}
+
+int bench_step_in(comm::World& world, const BenchOptions& options) {
+  const auto config = bench_config(options.config, world.size());
+  const auto bench = bench_step(world, config, options.step);
+  if (world.rank() != 0) return 0;
+  fmt::print("{}: {}", options.config.file, step_report(bench, config, world.size()));
+  if (!options.json.empty()) write_json(options.json, bench);
+  return 0;
+}
+
+void add_gemm(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std::function<int()>& run) {
+  auto* command = bench.add_subcommand("gemm", "matrix products: the machine's ceiling, and those of a model");
+  add_config_options(*command, options->config);
+  command->get_option("CONFIG")->required(false);
+  command->footer("Example: conclave bench gemm configs/presets/small-mixtral.yaml");
+  command->callback([options, &run] { run = [options] { return bench_gemm(*options); }; });
+}
+
+void add_step(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std::function<int()>& run) {
+  auto* command = bench.add_subcommand("step", "the whole training step beside the GEMM ceiling of the same run");
+  add_config_options(*command, options->config);
+  command->add_option("--steps", options->step.steps, "timed steps")->check(CLI::Range(1, 100000));
+  command->add_option("--warmup", options->step.warmup, "steps before them")->check(CLI::Range(0, 100000));
+  command->add_option("--reference", options->step.reference,
+                      "weights, tokens and losses written by tools/make_golden.py --peer (its .json)");
+  command->add_option("--json", options->json, "write the figures to this file as well");
+  command->footer(
+      "Example: one rank, then two\n"
+      "  conclave bench step configs/presets/small-mixtral.yaml\n"
+      "  mpirun -n 2 conclave bench step configs/presets/small-mixtral.yaml --set parallel.ep=2 --set "
+      "train.micro_batch_size=4");
+  command->callback([options, &run] {
+    run = [options] {
+      keep_memory();
+      return comm::run_world([&](comm::World& world) { return bench_step_in(world, *options); });
+    };
+  });
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app, std::function<int()>& run) {
+  const auto options = std::make_shared<BenchOptions>();
+  auto* command = app.add_subcommand("bench", "measure the machine and the training step");
+  command->require_subcommand(1);
+  command->footer("Example: conclave bench step configs/presets/small-mixtral.yaml");
+  add_gemm(*command, options, run);
+  add_step(*command, options, run);
+}
+
+}  // namespace conclave::app

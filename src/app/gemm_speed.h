@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// How fast this machine multiplies matrices through the BLAS that training uses: the ceiling that a step is held
+// against, and the products of one model. fp32, on as many threads as this rank has.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace conclave::app {
+
+// The three products of a weight W [columns, depth] in a step over `rows` rows.
+enum class Pass { kForward, kInputGradient, kWeightGradient };
+
+struct Product {
+  std::string name;
+  int64_t rows, depth, columns;
+  Pass pass = Pass::kForward;
+
+  double flops() const { return 2.0 * static_cast<double>(rows) * static_cast<double>(depth * columns); }
+};
+
+struct ProductSpeed {
+  double best_gflops = 0, median_gflops = 0;
+};
+
+// Each product for about `seconds`, seven times over. In the order of `products`.
+std::vector<ProductSpeed> measure(std::span<const Product> products, double seconds);
+
+// The product that stands for the ceiling: 2048 x 2048 x 2048.
+Product ceiling_product();
+
+}  // namespace conclave::app
