@@ -2,20 +2,57 @@
 #include "nn/linear.h"
 
 #include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
 
 #include "kernels/rows.h"
 
 namespace conclave::nn {
 
-Tensor linear_forward(const Tensor& x_TI, const Tensor& w_OI) { return at::mm(x_TI, w_OI.t()); }
+namespace {
 
-Tensor linear_backward_input(const Tensor& dy_TO, const Tensor& w_OI) { return at::mm(dy_TO, w_OI); }
+constexpr int64_t kOutputs = 8, kFew = 64;
+
+// Few outputs that are no multiple of 8 take other routines of the BLAS, whose bits depend on a row's place and on the
+// number of threads (a router of 6 experts, a gate). With columns of zeros beside them they take the usual ones.
+int64_t padded(int64_t outputs) { return outputs >= kFew ? outputs : (outputs + kOutputs - 1) / kOutputs * kOutputs; }
+
+Tensor padded_rows(const Tensor& w_OI) {
+  const int64_t outputs = padded(w_OI.size(0));
+  if (outputs == w_OI.size(0)) return w_OI;
+  Tensor all = at::zeros({outputs, w_OI.size(1)}, w_OI.options());
+  all.narrow(0, 0, w_OI.size(0)).copy_(w_OI);
+  return all;
+}
+
+Tensor padded_columns(const Tensor& dy_TO) {
+  const int64_t outputs = padded(dy_TO.size(1));
+  if (outputs == dy_TO.size(1)) return dy_TO;
+  Tensor all = at::zeros({dy_TO.size(0), outputs}, dy_TO.options());
+  all.narrow(1, 0, dy_TO.size(1)).copy_(dy_TO);
+  return all;
+}
+
+}  // namespace
+
+Tensor linear_forward(const Tensor& x_TI, const Tensor& w_OI) {
+  return at::mm(x_TI, padded_rows(w_OI).t()).narrow(1, 0, w_OI.size(0)).contiguous();
+}
+
+Tensor linear_backward_input(const Tensor& dy_TO, const Tensor& w_OI) {
+  return at::mm(padded_columns(dy_TO), padded_rows(w_OI));
+}
 
 void linear_backward_weight(const Tensor& dy_TO, const Tensor& x_TI, bool fresh, Tensor dw_OI) {
-  if (fresh) {
+  const int64_t outputs = dy_TO.size(1);
+  if (fresh && padded(outputs) == outputs) {
     at::mm_out(dw_OI, dy_TO.t(), x_TI);
+    return;
+  }
+  const Tensor product = at::mm(padded_columns(dy_TO).t(), x_TI).narrow(0, 0, outputs);
+  if (fresh) {
+    dw_OI.copy_(product);
   } else {
-    kernels::add(dw_OI, at::mm(dy_TO.t(), x_TI));
+    kernels::add(dw_OI, product);
   }
 }
 
