@@ -27,7 +27,8 @@ struct TrainConfig {
     field("seed", seed, "seed of initialisation and of every random choice of the model", config::kNotNegative);
     field("device", device, "auto or cpu (cuda is not built yet)");
     field("max_time", max_time, "save and stop with exit code 75 after this time", config::kPositive);
-    field("hang_timeout", hang_timeout, "a step longer than this ends the job with exit code 80; 0 = never",
+    field("hang_timeout", hang_timeout,
+          "a step, evaluation or save longer than this ends the job with exit code 80; 0 = never",
           config::kNotNegative);
     field("profile", profile, "trace of the stages");
     field("distill", distill, "teacher run");
@@ -40,7 +41,7 @@ struct EvalConfig {
 
   void fields(auto&& field) {
     field("every", every, "steps between evaluations; 0 = only at the end", config::kNotNegative);
-    field("batches", batches, "global batches per evaluation and source", config::kSize);
+    field("batches", batches, "micro-batches per evaluation and source, over all ranks", config::kSize);
   }
 };
 
