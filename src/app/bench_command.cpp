@@ -13,7 +13,7 @@
 #include "app/gemm_speed.h"
 #include "app/rank_resources.h"
 #include "core/error.h"
-#include "model/model_shape.h"
+#include "model/product_shapes.h"
 
 namespace conclave::app {
 namespace {
@@ -32,29 +32,18 @@ train::RunConfig bench_config(const ConfigOptions& options, int64_t ranks) {
   return train::load_config(options.file, overrides, {ranks, train::Purpose::kTrain, false}).config;
 }
 
-void add_passes(const std::string& name, int64_t rows, int64_t depth, int64_t columns, std::vector<Product>& products) {
-  const std::pair<const char*, Pass> passes[] = {{"forward", Pass::kForward},
-                                                 {"input gradient", Pass::kInputGradient},
-                                                 {"weight gradient", Pass::kWeightGradient}};
-  for (const auto& [pass_name, pass] : passes)
-    products.push_back({fmt::format("{}, {}", name, pass_name), rows, depth, columns, pass});
-}
-
-// The products of the last layer and the head over one micro-batch, experts under balanced load.
+// The three passes of every weight over one micro-batch, experts under balanced load.
 std::vector<Product> model_products(const train::RunConfig& config) {
-  const auto shape = model::model_shape(config.model, config.moe);
-  const int64_t rows = config.train.micro_batch_size * config.data.seq_len;
+  constexpr std::pair<const char*, Pass> kPasses[] = {{"forward", Pass::kForward},
+                                                      {"input gradient", Pass::kInputGradient},
+                                                      {"weight gradient", Pass::kWeightGradient}};
+  const auto tokens = static_cast<double>(config.train.micro_batch_size * config.data.seq_len);
   std::vector<Product> products;
-  add_passes("attention query", rows, shape.hidden, shape.heads * shape.head_dim, products);
-  const auto& layer = shape.layers.back();
-  if (layer.moe) {
-    const int64_t own = std::max<int64_t>(1, rows * layer.top_k / layer.num_experts);
-    add_passes("expert gate or up", own, shape.hidden, layer.expert_width, products);
-    add_passes("expert down", own, layer.expert_width, shape.hidden, products);
-  } else {
-    add_passes("dense gate or up", rows, shape.hidden, layer.ffn_width, products);
+  for (const auto& [name, shape, row_share] : model::product_shapes(model::model_shape(config.model, config.moe))) {
+    const auto rows = std::max<int64_t>(1, static_cast<int64_t>(tokens * row_share));
+    for (const auto& [pass_name, pass] : kPasses)
+      products.push_back({fmt::format("{}, {}", name, pass_name), rows, shape.depth, shape.columns, pass});
   }
-  add_passes("head", rows, shape.hidden, shape.vocab, products);
   return products;
 }
 
@@ -65,11 +54,11 @@ int bench_gemm(const BenchOptions& options) {
   const int threads = rank_threads(process_cores());
   at::set_num_threads(threads);
   const auto speeds = measure(products, 0.7);
-  fmt::print("fp32, {} thread{}\n  {:<36} {:>6} {:>6} {:>7} {:>9} {:>9} {:>7}\n", threads, threads == 1 ? "" : "s",
+  fmt::print("fp32, {} thread{}\n  {:<44} {:>6} {:>6} {:>7} {:>9} {:>9} {:>7}\n", threads, threads == 1 ? "" : "s",
              "product", "rows", "depth", "columns", "best", "median", "share");
   for (size_t i = 0; i < products.size(); ++i) {
     const auto& p = products[i];
-    fmt::print("  {:<36} {:>6} {:>6} {:>7} {:>9.1f} {:>9.1f} {:>5.0f} %\n", p.name, p.rows, p.depth, p.columns,
+    fmt::print("  {:<44} {:>6} {:>6} {:>7} {:>9.1f} {:>9.1f} {:>5.0f} %\n", p.name, p.rows, p.depth, p.columns,
                speeds[i].best_gflops, speeds[i].median_gflops, 100 * speeds[i].best_gflops / speeds[0].best_gflops);
   }
   fmt::print("GFLOP/s of seven repetitions; share: best against the best of the first line\n");

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <thread>
 
@@ -60,7 +61,16 @@ void print_row(const TokenizedPart& part, double seconds) {
              megabytes(part.bytes) / seconds);
 }
 
+// The token files' description is PREFIX.json: it must not replace the tokenizer.
+void keep_tokenizer(const TokenizeOptions& options) {
+  std::error_code code;
+  if (!std::filesystem::equivalent(options.tokenizer, options.output + ".json", code) || code) return;
+  throw UsageError("--output {} would write {}.json over the tokenizer\n  Give another prefix, for example {}-tokens.",
+                   options.output, options.output, options.output);
+}
+
 int tokenize(const TokenizeOptions& options) {
+  keep_tokenizer(options);
   const text::Tokenizer tokenizer = text::Tokenizer::load(options.tokenizer);
   TokenizeJob job{options.output, std::nullopt, options.valid_share, options.text.workers};
   if (options.append_eod) {

@@ -31,6 +31,18 @@ struct Yardstick {
   double unigram = 0, bigram = 0;
 };
 
+// Tokens whose targets count, one after the other, with the token before the first; a masked target (the first of
+// another document, padding) ends a run.
+std::vector<std::vector<int32_t>> counted_runs(const Batch& batch) {
+  std::vector<std::vector<int32_t>> runs;
+  for (int64_t t = 0; t < batch.tokens_count(); ++t) {
+    if (batch.loss_mask[t] == 0) continue;
+    if (t % batch.length == 0 || batch.loss_mask[t - 1] == 0) runs.push_back({batch.tokens[t]});
+    runs.back().push_back(batch.targets[t]);
+  }
+  return runs;
+}
+
 // Unigram and interpolated Kneser-Ney bigram fitted on the training source of the same name, scored on the very targets
 // the model is.
 std::optional<Yardstick> yardstick(const train::RunConfig& config, const data::ValidationLoader& loader,
@@ -49,12 +61,7 @@ std::optional<Yardstick> yardstick(const train::RunConfig& config, const data::V
   text::NgramScore one, two;
   for (int64_t i = 0; i < loader.batches(source); ++i) {
     const Batch batch = loader.batch(source, i);
-    for (int64_t b = 0; b < batch.sequences; ++b) {
-      std::vector<int32_t> sequence;
-      for (int64_t t = b * batch.length; t < (b + 1) * batch.length && batch.loss_mask[t] > 0; ++t) {
-        if (sequence.empty()) sequence.push_back(batch.tokens[t]);
-        sequence.push_back(batch.targets[t]);
-      }
+    for (const auto& sequence : counted_runs(batch)) {
       one += unigram.score(sequence);
       two += bigram.score(sequence);
     }

@@ -13,6 +13,7 @@
 #include "app/version.h"
 #include "comm/world.h"
 #include "kernels/row_invariance.h"
+#include "model/product_shapes.h"
 #include "train/run_report.h"
 
 namespace conclave::app {
@@ -34,10 +35,15 @@ void block_stop_signals() {
 
 void require_canonical(const train::RunConfig& config, int threads) {
   if (config.parallel.reduction != parallel::Reduction::kCanonical) return;
-  const auto obstacle = kernels::canonical_obstacle(threads);
+  std::vector<kernels::ProductShape> shapes;
+  for (const auto& product : model::product_shapes(model::model_shape(config.model, config.moe)))
+    shapes.push_back(product.shape);
+  const auto obstacle = kernels::canonical_obstacle(threads, shapes);
   if (obstacle.empty()) return;
   throw ConfigError(
-      "parallel.reduction: canonical cannot keep its promise on this machine: {}\n  Use parallel.reduction: fast.",
+      "parallel.reduction: canonical cannot keep its promise on this machine: {}\n  Make that size a multiple of 16, "
+      "run one "
+      "thread a rank (OMP_NUM_THREADS=1), or use parallel.reduction: fast.",
       obstacle);
 }
 
@@ -85,8 +91,6 @@ int train_in(comm::World& world, const TrainOptions& options) {
   add_log_file(*log, where / "logs", group.rank());
   const train::Surroundings around{kVersion, world.hosts(), group.transport_name(), threads, where};
   const auto environment = train::environment(config, mesh, around);
-  store.directory().write(group, "config.resolved.yaml", train::to_yaml(config));
-  store.directory().write(group, "env.json", environment.dump(2) + "\n");
   log->info("{}", train::startup_block(config, mesh, batches, around));
   for (const auto& warning : loaded.warnings) log->warn("warning: {}", warning);
 
@@ -95,6 +99,9 @@ int train_in(comm::World& world, const TrainOptions& options) {
   train::TrainStep step(config, mesh, model, failpoints);
   train::Trainer trainer({config, mesh, model, step, batches, validation ? &*validation : nullptr, store, environment,
                           watchdog, failpoints, *log});
+  // Not before the resume is accepted: a refused start leaves the run as it was.
+  store.directory().write(group, "config.resolved.yaml", train::to_yaml(config));
+  store.directory().write(group, "env.json", environment.dump(2) + "\n");
   const ExitCode code = trainer.run();
   if (code == ExitCode::kDone) log->info("{}", train::end_block(trainer, config, around));
   return static_cast<int>(code);

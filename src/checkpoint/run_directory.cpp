@@ -24,6 +24,19 @@ void make_folders(const path& where) {
   sync_folder(where.parent_path());
 }
 
+// Somebody's documents are no place for a run; what a start cut short may have left is.
+void refuse_foreign(const path& where) {
+  if (std::filesystem::exists(std::filesystem::symlink_status(where / "RUN.json"))) return;
+  for (const auto& entry : std::filesystem::directory_iterator(where)) {
+    const auto name = entry.path().filename().string();
+    if (name == "checkpoints" || name == "LOCK" || name.starts_with("RUN.json")) continue;
+    throw DataError(
+        "{} is not the directory of a run: it has no RUN.json, but holds {}\n  Give a new or an empty --run "
+        "directory.",
+        where.string(), name);
+  }
+}
+
 // The identity of the folder; of several processes that start at once, one gives it.
 std::string read_or_create_id(const path& where) {
   const auto file = where / "RUN.json";
@@ -59,6 +72,7 @@ RunDirectory::RunDirectory(const comm::Group& group, const path& where, const Ru
     : where_(std::filesystem::absolute(where).lexically_normal()) {
   if (!where_.has_filename()) where_ = where_.parent_path();
   const auto ids = from_rank_zero(group, [&] {
+    if (std::filesystem::is_directory(where_)) refuse_foreign(where_);
     make_folders(where_);
     run_id_ = read_or_create_id(where_);
     lock_ = std::make_unique<Lock>(where_, run_id_, options.lock, log);

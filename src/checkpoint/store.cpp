@@ -128,7 +128,7 @@ Saved Store::save(const SaveContents& contents, const parallel::StateDict& state
   finish(manifest);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   const auto folder = directory_.checkpoints() / step_name(contents.step);
-  log_.info("saved {} ({} bytes, {:.2f} s, state {})", folder.string(), bytes, seconds.count(), manifest.state.hex());
+  log_.debug("saved {} ({} bytes, {:.2f} s, state {})", folder.string(), bytes, seconds.count(), manifest.state.hex());
   return {folder, manifest.state, bytes, seconds.count()};
 }
 

@@ -33,8 +33,9 @@ bool rows_are_invariant(const InvarianceProbe& probe, std::string* first_differe
 // Whether weight gradients have the bits of one thread, in fp32, for every shape, row count and thread count.
 bool weight_gradients_are_invariant(const InvarianceProbe& probe, std::string* first_difference = nullptr);
 
-// Why `reduction: canonical` would not be bitwise here with up to `threads` threads; empty if the probes pass. Under
-// 0.3 s. Row counts are multiples of 16, as the padding rule makes them; columns are multiples of 8.
-std::string canonical_obstacle(int threads);
+// Why `reduction: canonical` would not be bitwise here for the products of a model with up to `threads` threads; empty
+// if the probes pass. Row counts are multiples of 16, as the padding rule makes them; sizes above 512 are tried as the
+// size below with the same remainder by 16, columns below 64 as nn/linear.h pads them. Under 0.1 s a shape.
+std::string canonical_obstacle(int threads, std::span<const ProductShape> shapes);
 
 }  // namespace conclave::kernels

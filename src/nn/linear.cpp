@@ -10,10 +10,10 @@ namespace conclave::nn {
 
 namespace {
 
-constexpr int64_t kOutputs = 8, kFew = 64;
+constexpr int64_t kOutputs = 16, kFew = 64;
 
-// Few outputs that are no multiple of 8 take other routines of the BLAS, whose bits depend on a row's place and on the
-// number of threads (a router of 6 experts, a gate). With columns of zeros beside them they take the usual ones.
+// The bits of few outputs that are no multiple of 16 depend on a row's place and on the number of threads (a router of
+// 6 experts, a gate): BLAS treats the rest of a division apart. With columns of zeros beside them they do not.
 int64_t padded(int64_t outputs) { return outputs >= kFew ? outputs : (outputs + kOutputs - 1) / kOutputs * kOutputs; }
 
 Tensor padded_rows(const Tensor& w_OI) {

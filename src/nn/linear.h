@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The three products of a linear map y = x·Wᵀ, W stored [out, in]. Plain functions: stages decide when each one runs.
-// T tokens (rows), I in, O out.
+// T tokens (rows), I in, O out. In fp32 no bit of a row depends on the other rows (T a multiple of 16) or on the number
+// of threads where I and O are multiples of 16 or O is below 64; kernels/row_invariance.h tries other sizes out.
 #pragma once
 
 #include "core/tensor.h"

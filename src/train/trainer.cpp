@@ -37,9 +37,10 @@ checkpoint::ConfigRecord config_record(const RunConfig& config) {
                     {"eval", config::to_json(config.eval)},
                     {"checkpoint", config::to_json(config.checkpoint)},
                     {"metrics", config::to_json(config.metrics)}};
-  // How tokens travel does not change what the weights mean.
-  record.model["moe"].erase("dispatch");
-  record.model["model"].erase("init_from");
+  // How tokens travel, how experts are balanced and where weights began do not change what the weights mean.
+  for (const char* key : {"balance", "capacity"}) record.training["moe"][key] = record.model["moe"][key];
+  for (const char* key : {"balance", "capacity", "dispatch"}) record.model["moe"].erase(key);
+  for (const char* key : {"init_from", "init_std"}) record.model["model"].erase(key);
   return record;
 }
 
@@ -56,6 +57,7 @@ void Trainer::resume() {
   checkpoint::ResumeRequest request;
   request.mode = p_.config.checkpoint.resume;
   request.config = config_record(p_.config);
+  p_.watchdog.beat(0, "load");
   const auto state = full_state(p_.model, p_.step, p_.mesh, counts_);
   const auto manifest = p_.store.resume(request, state);
   if (!manifest) return;
@@ -65,6 +67,14 @@ void Trainer::resume() {
         "the training data is not what this run started with, so its position means nothing\n"
         "  saved: {}\n  now:   {}\n  Start a new run directory, or restore the token files.",
         saved.at("data").get<std::string>(), p_.batches.fingerprint());
+  }
+  const int64_t batch = p_.config.train.global_batch_size;
+  if (manifest->samples != manifest->step * batch) {
+    throw ConfigError(
+        "train.global_batch_size is {}, but the {} samples of the saved {} steps were taken {} at a time: the data "
+        "would "
+        "be read from another place\n  Set it back, or start a new run directory.",
+        batch, manifest->samples, manifest->step, manifest->samples / std::max<int64_t>(1, manifest->step));
   }
   restore_balance(p_.model, counts_);
   p_.step.set_updates(saved.at("updates"));
@@ -97,6 +107,13 @@ void Trainer::one_step() {
   const StepReport report = p_.step.run(step_, batches);
   ++step_;
   metrics_->step(step_, report, {since(start), data_seconds});
+  skipped_in_a_row_ = report.skipped ? skipped_in_a_row_ + 1 : 0;
+  if (skipped_in_a_row_ == kMostSkippedInARow) {
+    throw NumericError(
+        "{} updates in a row were skipped, the last one at step {}: {}\n  The run does not recover by itself. Continue "
+        "from an earlier checkpoint with a lower optim.lr or tighter optim.grad_clip.",
+        skipped_in_a_row_, step_, *report.skipped);
+  }
 }
 
 void Trainer::evaluate() {

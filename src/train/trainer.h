@@ -30,6 +30,9 @@ struct TrainerParts {
 
 class Trainer {
  public:
+  // So many skipped updates one after the other end the run with NumericError: the weights no longer move.
+  static constexpr int64_t kMostSkippedInARow = 20;
+
   // Resumes from the newest checkpoint, if there is one. Collective.
   explicit Trainer(const TrainerParts& parts);
   // Trains to the last step. Returns kDone, or kRequeue when a signal or train.max_time stopped it after a save.
@@ -56,6 +59,7 @@ class Trainer {
   std::vector<Evaluation> last_evaluation_;
   int64_t step_ = 0, first_step_ = 0;  // steps done
   int64_t saved_step_ = -1, evaluated_step_ = -1;
+  int64_t skipped_in_a_row_ = 0;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 

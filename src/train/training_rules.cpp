@@ -103,7 +103,7 @@ void resolve_paths(RunConfig& config, Rules& rules) {
   resolve_sources(config.data.valid, "data.valid", rules);
   std::string& resume = config.checkpoint.resume;
   if (resume.find('/') != std::string::npos) make_absolute(resume, "checkpoint.resume", rules);
-  if (!config.data.tokenizer) return;
+  if (!config.data.tokenizer || *config.data.tokenizer == "bytes") return;
   make_absolute(*config.data.tokenizer, "data.tokenizer", rules);
   if (rules.options().check_files) require_files(*config.data.tokenizer, {""}, "data.tokenizer", rules);
 }

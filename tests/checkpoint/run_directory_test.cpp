@@ -67,6 +67,18 @@ class Owner {
   bool owns_ = false;
 };
 
+TEST(RunDirectoryTest, AFolderOfSomebodysDocumentsIsRefusedAndLeftAsItWas) {
+  const Scratch folder;
+  std::ofstream(folder.where() / "thesis.txt") << "years of work";
+  try {
+    RunDirectory directory(comm::Group(), folder.where(), quick(), *make_silent_log());
+    FAIL() << "a run was started among documents";
+  } catch (const DataError& error) {
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("thesis.txt"));
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder.where() / "checkpoints"));
+}
+
 TEST(RunDirectoryTest, KeepsItsIdentityAndGivesEveryStartItsOwn) {
   const Scratch scratch;
   const auto log = make_silent_log();

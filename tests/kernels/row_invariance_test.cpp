@@ -42,7 +42,7 @@ TEST(RowInvarianceTest, TheProbeSeesADifferenceWhereThereIsOne) {
 TEST(RowInvarianceTest, StartUpCheckPassesQuicklyAndRestoresTheThreads) {
   at::set_num_threads(2);
   const auto start = std::chrono::steady_clock::now();
-  EXPECT_EQ(canonical_obstacle(2), "");
+  EXPECT_EQ(canonical_obstacle(2, kShapes), "");
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   RecordProperty("milliseconds", static_cast<int>(1000 * seconds.count()));
   EXPECT_LT(seconds.count(), 3.0) << "0.3 s on an idle machine; ten times that on a busy one";

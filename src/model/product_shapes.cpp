@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/product_shapes.h"
+
+#include <algorithm>
+
+namespace conclave::model {
+namespace {
+
+void add(std::vector<NamedProduct>& products, NamedProduct product) {
+  const auto same = [&](const NamedProduct& other) {
+    return other.name == product.name && other.shape.depth == product.shape.depth &&
+           other.shape.columns == product.shape.columns;
+  };
+  if (std::none_of(products.begin(), products.end(), same)) products.push_back(std::move(product));
+}
+
+void add_feed_forward(const std::string& name, int64_t hidden, int64_t width, double row_share,
+                      std::vector<NamedProduct>& products) {
+  add(products, {name + " gate and up", {hidden, 2 * width}, row_share});
+  add(products, {name + " down", {width, hidden}, row_share});
+}
+
+}  // namespace
+
+std::vector<NamedProduct> product_shapes(const ModelShape& shape) {
+  std::vector<NamedProduct> products;
+  add(products, {"attention query, key, value", {shape.hidden, (shape.heads + 2 * shape.kv_heads) * shape.head_dim}});
+  add(products, {"attention output", {shape.heads * shape.head_dim, shape.hidden}});
+  for (const LayerShape& layer : shape.layers) {
+    if (layer.ffn_width > 0) add_feed_forward("dense", shape.hidden, layer.ffn_width, 1, products);
+    if (layer.shared_width > 0) add_feed_forward("shared expert", shape.hidden, layer.shared_width, 1, products);
+    if (!layer.moe) continue;
+    const double share = static_cast<double>(layer.top_k) / static_cast<double>(layer.num_experts);
+    add_feed_forward("expert", shape.hidden, layer.expert_width, share, products);
+    add(products, {"router", {shape.hidden, layer.num_experts}});
+  }
+  add(products, {"head", {shape.hidden, shape.vocab}});
+  return products;
+}
+
+}  // namespace conclave::model
