@@ -39,4 +39,15 @@ void sweep_leftovers(const path& checkpoints, const std::string& attempt, Log& l
   }
 }
 
+void sweep_temporaries(const path& run) {
+  std::error_code code;
+  std::vector<path> temporaries;
+  for (std::filesystem::directory_iterator it(run, code), end; !code && it != end; it.increment(code)) {
+    const auto name = it->path().filename().string();
+    const bool contended = name.rfind(".RUN.json.", 0) == 0 || name.rfind(".LOCK.", 0) == 0;
+    if (name.front() == '.' && it->path().extension() == ".tmp" && !contended) temporaries.push_back(it->path());
+  }
+  for (const auto& temporary : temporaries) remove_tree(temporary);
+}
+
 }  // namespace conclave::checkpoint

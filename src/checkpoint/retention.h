@@ -21,4 +21,8 @@ void retire_old(const std::filesystem::path& checkpoints, int64_t newest, int64_
 // logged.
 void sweep_leftovers(const std::filesystem::path& checkpoints, const std::string& attempt, Log& log);
 
+// Deletes half-written files of the run directory itself. Those of RUN.json and LOCK stay: a process that starts just
+// now may be writing them.
+void sweep_temporaries(const std::filesystem::path& run);
+
 }  // namespace conclave::checkpoint

@@ -95,7 +95,9 @@ Store::Store(comm::Group group, const path& where, const StoreOptions& options, 
       log_(log),
       directory_(group_, where, options_.directory, log) {
   agree(group_, [&] {
-    if (group_.rank() == 0) sweep_leftovers(directory_.checkpoints(), directory_.attempt(), log_);
+    if (group_.rank() != 0) return;
+    sweep_temporaries(directory_.where());
+    sweep_leftovers(directory_.checkpoints(), directory_.attempt(), log_);
   });
 }
 
@@ -127,9 +129,7 @@ Saved Store::save(const SaveContents& contents, const parallel::StateDict& state
   }
   finish(manifest);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  const auto folder = directory_.checkpoints() / step_name(contents.step);
-  log_.info("saved {} ({} bytes, {:.2f} s, state {})", folder.string(), bytes, seconds.count(), manifest.state.hex());
-  return {folder, manifest.state, bytes, seconds.count()};
+  return {directory_.checkpoints() / step_name(contents.step), manifest.state, bytes, seconds.count()};
 }
 
 void Store::prepare(int64_t step, int64_t bytes) {

@@ -34,6 +34,16 @@ TEST(StoreTest, RestoresEveryByteAndTheProgress) {
   EXPECT_TRUE(state.same_as(TestState(comm::Group(), {}, 7)));
 }
 
+TEST(StoreTest, RemovesHalfWrittenFilesOfAnEarlierAttempt) {
+  const Scratch scratch;
+  std::filesystem::create_directories(scratch.run());
+  for (const char* name : {".env.json.0a.tmp", ".metrics.jsonl.0b.tmp", ".LOCK.0c.tmp", "mine.tmp"})
+    spill(scratch.run() / name, "half");
+  const SingleRun run(scratch.run());
+  EXPECT_THAT(entries(scratch.run(), "."), ElementsAre(".LOCK.0c.tmp"));
+  EXPECT_TRUE(std::filesystem::exists(scratch.run() / "mine.tmp"));
+}
+
 TEST(StoreTest, RemembersWhichCheckpointItCameFrom) {
   const Scratch scratch;
   SingleRun run(scratch.run());
