@@ -95,9 +95,9 @@ int train_in(comm::World& world, const TrainOptions& options) {
   store.directory().write(group, "config.resolved.yaml", train::to_yaml(config));
   store.directory().write(group, "env.json", environment.dump(2) + "\n");
   log->info("{}", train::startup_block(config, mesh, batches, around));
-  for (const auto& warning : loaded.warnings) log->warn("warning: {}", warning);
+  for (const auto& warning : loaded.warnings) log->warn("{}", warning);
 
-  comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank());
+  comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank(), world.activity());
   model::Transformer model(transformer_config(config), mesh.ep());
   train::TrainStep step(config, mesh, model, failpoints);
   train::Trainer trainer({config, mesh, model, step, batches, validation ? &*validation : nullptr, store, environment,

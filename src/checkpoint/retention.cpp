@@ -8,11 +8,10 @@
 
 namespace conclave::checkpoint {
 
-void retire_old(const path& checkpoints, int64_t newest, int64_t keep, const std::string& attempt,
-                Failpoints& failpoints) {
+void retire_old(const path& checkpoints, const Retention& rule, const std::string& attempt, Failpoints& failpoints) {
   int64_t kept = 0;
   for (const int64_t step : list_steps(checkpoints)) {
-    if (step > newest || ++kept <= keep) continue;
+    if (step > rule.newest || rule.passed_over.count(step) > 0 || ++kept <= rule.keep) continue;
     const auto trash = checkpoints / fmt::format(".trash-{:010}-{}", step, attempt);
     rename_file(checkpoints / step_name(step), trash);
     sync_folder(checkpoints);

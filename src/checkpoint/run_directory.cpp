@@ -2,6 +2,7 @@
 #include "checkpoint/run_directory.h"
 
 #include <chrono>
+#include <functional>
 #include <thread>
 
 #include "checkpoint/agreement.h"
@@ -37,6 +38,16 @@ std::string read_or_create_id(const path& where) {
   return text_field(json, "run", file.string());
 }
 
+// Adds to what went wrong what to do about it.
+void advise(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const IoError& error) {
+    throw IoError("{}. The run directory must be writable and have room; mend that, or name another one with --run",
+                  error.what());
+  }
+}
+
 // What rank 0 wrote must be what this rank reads.
 void check_shared(const path& where, const std::string& attempt, double seconds) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
@@ -59,9 +70,11 @@ RunDirectory::RunDirectory(const comm::Group& group, const path& where, const Ru
     : where_(std::filesystem::absolute(where).lexically_normal()) {
   if (!where_.has_filename()) where_ = where_.parent_path();
   const auto ids = from_rank_zero(group, [&] {
-    make_folders(where_);
-    run_id_ = read_or_create_id(where_);
-    lock_ = std::make_unique<Lock>(where_, run_id_, options.lock, log);
+    advise([&] {
+      make_folders(where_);
+      run_id_ = read_or_create_id(where_);
+      lock_ = std::make_unique<Lock>(where_, run_id_, options.lock, log);
+    });
     return Json::array({run_id_, lock_->attempt()}).dump();
   });
   const auto list = Json::parse(ids);
@@ -76,7 +89,7 @@ void RunDirectory::check_still_ours() const {
 
 void RunDirectory::write(const comm::Group& group, const std::string& name, const std::string& text) const {
   agree(group, [&] {
-    if (group.rank() == 0) write_file_atomically(where_ / name, text);
+    if (group.rank() == 0) advise([&] { write_file_atomically(where_ / name, text); });
   });
 }
 

@@ -102,7 +102,7 @@ void Metrics::append(const Json& record) {
 }
 
 void Metrics::step(int64_t step, const StepReport& report, const StepTimes& times) {
-  if (report.skipped) log_.warn("WARN step {} skipped: {}", step, *report.skipped);
+  if (report.skipped) log_.warn("step {} skipped: {}", step, *report.skipped);
   const bool usable = !report.skipped;
   Unusual z;
   if (usable) {
