@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <sstream>
 
 #include "app/bench_command.h"
 #include "app/check_command.h"
@@ -15,20 +16,21 @@
 #include "app/train_command.h"
 #include "app/version.h"
 #include "comm/failure.h"
+#include "comm/world.h"
 #include "core/error.h"
 
 namespace {
 
-int usage_error(const CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
-  if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-  app.exit(error);
+std::string usage_error(const CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
+  std::ostringstream text;
+  app.exit(error, text, text);
   std::vector<std::string> commands;
   for (const auto* command : app.get_subcommands(nullptr)) commands.push_back(command->get_name());
   for (int i = 1; i < argc; ++i) {
     const auto hint = conclave::app::explain_argument(argv[i], commands);
-    if (!hint.empty()) fmt::print(stderr, "{}\n", hint);
+    if (!hint.empty()) text << hint << '\n';
   }
-  return static_cast<int>(conclave::ExitCode::kUsage);
+  return text.str().substr(0, text.str().find_last_not_of('\n') + 1);
 }
 
 }  // namespace
@@ -53,7 +55,10 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return usage_error(app, error, argc, argv);
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    // In the world of ranks, so that the mistake is reported once and not by every rank.
+    const auto text = usage_error(app, error, argc, argv);
+    return comm::run_world([&](comm::World&) -> int { throw UsageError("{}", text); });
   }
   try {
     return run();

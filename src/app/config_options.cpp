@@ -57,6 +57,7 @@ std::string explain_argument(const std::string& word, const std::vector<std::str
       return fmt::format("{} is {} here; in the YAML, or as --set path=value", bare, keys);
     }
   }
+  if (std::find(known.begin(), known.end(), bare) != known.end()) return "";
   const std::string near = config::nearest(bare, known);
   return near.empty() ? "" : fmt::format("did you mean {}?", near);
 }

@@ -92,9 +92,9 @@ int train_in(comm::World& world, const TrainOptions& options) {
   const train::Surroundings around{kVersion, world.hosts(), group.transport_name(), threads, where};
   const auto environment = train::environment(config, mesh, around);
   log->info("{}", train::startup_block(config, mesh, batches, around));
-  for (const auto& warning : loaded.warnings) log->warn("warning: {}", warning);
+  for (const auto& warning : loaded.warnings) log->warn("{}", warning);
 
-  comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank());
+  comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank(), world.activity());
   model::Transformer model(transformer_config(config), mesh.ep());
   train::TrainStep step(config, mesh, model, failpoints);
   train::Trainer trainer({config, mesh, model, step, batches, validation ? &*validation : nullptr, store, environment,

@@ -54,7 +54,7 @@ Resumed load_first_valid(const Attempt& attempt, const std::filesystem::path& ch
       return load(attempt, checkpoints / step_name(step), step);
     } catch (const Error& error) {  // the same one on every rank, so all go on to the next together
       if (!is_damage(error)) throw;
-      attempt.log.error("checkpoint {} is not used: {}", step_name(step), error.what());
+      attempt.log.warn("checkpoint {} is damaged and not used: {}", step_name(step), error.what());
       reasons += fmt::format("\n  {}: {}", step_name(step), error.what());
     }
   }

@@ -8,11 +8,10 @@
 
 namespace conclave::checkpoint {
 
-void retire_old(const path& checkpoints, int64_t newest, int64_t keep, const std::string& attempt,
-                Failpoints& failpoints) {
+void retire_old(const path& checkpoints, const Retention& rule, const std::string& attempt, Failpoints& failpoints) {
   int64_t kept = 0;
   for (const int64_t step : list_steps(checkpoints)) {
-    if (step > newest || ++kept <= keep) continue;
+    if (step > rule.newest || rule.passed_over.count(step) > 0 || ++kept <= rule.keep) continue;
     const auto trash = checkpoints / fmt::format(".trash-{:010}-{}", step, attempt);
     rename_file(checkpoints / step_name(step), trash);
     sync_folder(checkpoints);
@@ -37,6 +36,17 @@ void sweep_leftovers(const path& checkpoints, const std::string& attempt, Log& l
     else
       log.warn("cannot remove {}, left by an attempt that ended early", leftover.string());
   }
+}
+
+void sweep_temporaries(const path& run) {
+  std::error_code code;
+  std::vector<path> temporaries;
+  for (std::filesystem::directory_iterator it(run, code), end; !code && it != end; it.increment(code)) {
+    const auto name = it->path().filename().string();
+    const bool contended = name.rfind(".RUN.json.", 0) == 0 || name.rfind(".LOCK.", 0) == 0;
+    if (name.front() == '.' && it->path().extension() == ".tmp" && !contended) temporaries.push_back(it->path());
+  }
+  for (const auto& temporary : temporaries) remove_tree(temporary);
 }
 
 }  // namespace conclave::checkpoint

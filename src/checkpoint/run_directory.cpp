@@ -2,6 +2,7 @@
 #include "checkpoint/run_directory.h"
 
 #include <chrono>
+#include <functional>
 #include <thread>
 
 #include "checkpoint/agreement.h"
@@ -29,7 +30,7 @@ void refuse_foreign(const path& where) {
   if (std::filesystem::exists(std::filesystem::symlink_status(where / "RUN.json"))) return;
   for (const auto& entry : std::filesystem::directory_iterator(where)) {
     const auto name = entry.path().filename().string();
-    if (name == "checkpoints" || name == "LOCK" || name.starts_with("RUN.json")) continue;
+    if (name == "checkpoints" || name == "LOCK" || name.ends_with(".tmp")) continue;
     throw DataError(
         "{} is not the directory of a run: it has no RUN.json, but holds {}\n  Give a new or an empty --run "
         "directory.",
@@ -48,6 +49,16 @@ std::string read_or_create_id(const path& where) {
   if (text_field(json, "format", file.string()) != kFormat || count_field(json, "version", file.string()) != kVersion)
     throw DataError("{} is not of a run of this version; use another --run directory", file.string());
   return text_field(json, "run", file.string());
+}
+
+// Adds to what went wrong what to do about it.
+void advise(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const IoError& error) {
+    throw IoError("{}. The run directory must be writable and have room; mend that, or name another one with --run",
+                  error.what());
+  }
 }
 
 // What rank 0 wrote must be what this rank reads.
@@ -72,10 +83,12 @@ RunDirectory::RunDirectory(const comm::Group& group, const path& where, const Ru
     : where_(std::filesystem::absolute(where).lexically_normal()) {
   if (!where_.has_filename()) where_ = where_.parent_path();
   const auto ids = from_rank_zero(group, [&] {
-    if (std::filesystem::is_directory(where_)) refuse_foreign(where_);
-    make_folders(where_);
-    run_id_ = read_or_create_id(where_);
-    lock_ = std::make_unique<Lock>(where_, run_id_, options.lock, log);
+    advise([&] {
+      if (std::filesystem::is_directory(where_)) refuse_foreign(where_);
+      make_folders(where_);
+      run_id_ = read_or_create_id(where_);
+      lock_ = std::make_unique<Lock>(where_, run_id_, options.lock, log);
+    });
     return Json::array({run_id_, lock_->attempt()}).dump();
   });
   const auto list = Json::parse(ids);
@@ -90,7 +103,7 @@ void RunDirectory::check_still_ours() const {
 
 void RunDirectory::write(const comm::Group& group, const std::string& name, const std::string& text) const {
   agree(group, [&] {
-    if (group.rank() == 0) write_file_atomically(where_ / name, text);
+    if (group.rank() == 0) advise([&] { write_file_atomically(where_ / name, text); });
   });
 }
 

@@ -11,6 +11,7 @@
 
 #include "checkpoint/agreement.h"
 #include "checkpoint/file.h"
+#include "checkpoint/loader.h"
 #include "checkpoint/retention.h"
 #include "checkpoint/shard_writer.h"
 #include "core/error.h"
@@ -95,7 +96,9 @@ Store::Store(comm::Group group, const path& where, const StoreOptions& options, 
       log_(log),
       directory_(group_, where, options_.directory, log) {
   agree(group_, [&] {
-    if (group_.rank() == 0) sweep_leftovers(directory_.checkpoints(), directory_.attempt(), log_);
+    if (group_.rank() != 0) return;
+    sweep_temporaries(directory_.where());
+    sweep_leftovers(directory_.checkpoints(), directory_.attempt(), log_);
   });
 }
 
@@ -120,16 +123,14 @@ Saved Store::save(const SaveContents& contents, const parallel::StateDict& state
       remove_tree(staging(contents.step));  // every rank has closed its files: it met the same error
     if (error.code() != ExitCode::kIo) throw;
     throw IoError(
-        "step {} was not saved in {}: {} ({} bytes are needed, {} are free). Earlier checkpoints are untouched; make "
-        "room "
-        "or mend the disk, then run the same command again",
-        contents.step, directory_.checkpoints().string(), error.what(), bytes, free_bytes(directory_.checkpoints()));
+        "step {} was not saved in {}: {} (the checkpoint has {} bytes). Earlier checkpoints are untouched; make room "
+        "or "
+        "mend the disk, then run the same command again",
+        contents.step, directory_.checkpoints().string(), error.what(), bytes);
   }
   finish(manifest);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  const auto folder = directory_.checkpoints() / step_name(contents.step);
-  log_.debug("saved {} ({} bytes, {:.2f} s, state {})", folder.string(), bytes, seconds.count(), manifest.state.hex());
-  return {folder, manifest.state, bytes, seconds.count()};
+  return {directory_.checkpoints() / step_name(contents.step), manifest.state, bytes, seconds.count()};
 }
 
 void Store::prepare(int64_t step, int64_t bytes) {
@@ -137,7 +138,7 @@ void Store::prepare(int64_t step, int64_t bytes) {
     if (group_.rank() != 0) return;
     directory_.check_still_ours();
     if (const int64_t free = free_bytes(directory_.checkpoints()); free / 6 < bytes / 5)
-      throw IoError("too little space: a save wants 1.2 times its size free");
+      throw IoError("too little space: a save wants 1.2 times its size free, and {} bytes are", free);
     failpoints_.hit("staging-mkdir");
     remove_tree(staging(step));  // of an earlier save of this attempt that failed
     std::error_code code;
@@ -215,6 +216,7 @@ void Store::publish(int64_t step) {
 void Store::finish(const Manifest& manifest) {
   const auto folder = directory_.checkpoints() / step_name(manifest.step);
   parent_ = Parent{manifest.step, {}};
+  passed_over_.erase(manifest.step);
   try {
     const auto digest = from_rank_zero(group_, [&] {
       failpoints_.hit("mid-latest");
@@ -225,7 +227,8 @@ void Store::finish(const Manifest& manifest) {
     verify_files(group_, folder, manifest, true);
     agree(group_, [&] {
       if (group_.rank() == 0)
-        retire_old(directory_.checkpoints(), manifest.step, options_.keep_last, directory_.attempt(), failpoints_);
+        retire_old(directory_.checkpoints(), {manifest.step, options_.keep_last, passed_over_}, directory_.attempt(),
+                   failpoints_);
     });
   } catch (const Error& error) {
     if (error.code() != ExitCode::kIo && error.code() != ExitCode::kData) throw;
@@ -238,6 +241,9 @@ std::optional<Manifest> Store::resume(ResumeRequest request, const parallel::Sta
   auto resumed = checkpoint::resume(group_, directory_.where(), request, state, log_);
   if (!resumed) return std::nullopt;
   parent_ = Parent{resumed->manifest.step, resumed->digest};
+  if (group_.rank() == 0)
+    for (const int64_t step : list_steps(directory_.checkpoints()))
+      if (step > resumed->manifest.step) passed_over_.insert(step);
   return std::move(resumed->manifest);
 }
 

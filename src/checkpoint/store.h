@@ -4,6 +4,7 @@
 #pragma once
 
 #include <optional>
+#include <set>
 
 #include "checkpoint/plan.h"
 #include "checkpoint/resume.h"
@@ -70,6 +71,7 @@ class Store {
   Log& log_;
   RunDirectory directory_;
   std::optional<Parent> parent_;
+  std::set<int64_t> passed_over_;  // rank 0: damaged checkpoints, newer than the one resumed from
 };
 
 }  // namespace conclave::checkpoint

@@ -8,9 +8,12 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
+
+#include "comm/activity.h"
 
 namespace conclave::comm {
 
@@ -21,8 +24,9 @@ class Watchdog {
   // Prints the report and ends the process at once with exit code 80, running no destructors.
   static void print_and_exit(const std::string& report);
 
-  // Watches from now on; `seconds` <= 0 watches nothing. `action` runs on the watchdog's thread, once.
-  Watchdog(double seconds, int rank, Action action = print_and_exit);
+  // Watches from now on; `seconds` <= 0 watches nothing. `action` runs on the watchdog's thread, once. `activity` tells
+  // who waits in a collective from who does not arrive there: the latter reports first and so ends the job alone.
+  Watchdog(double seconds, int rank, std::shared_ptr<const Activity> activity, Action action = print_and_exit);
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
@@ -33,10 +37,12 @@ class Watchdog {
  private:
   using Clock = std::chrono::steady_clock;
   void watch();
+  Clock::time_point deadline() const;
   std::string report(double elapsed) const;
 
   double seconds_;
   int rank_;
+  std::shared_ptr<const Activity> activity_;
   Action action_;
   std::atomic<int64_t> step_{0};
   std::atomic<const char*> operation_{"start"};

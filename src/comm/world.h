@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/activity.h"
 #include "comm/failure.h"
 #include "comm/group.h"
 #include "comm/mpi_group.h"
@@ -35,6 +36,9 @@ class World {
   // one that is unknown or not built in.
   Group group(const std::string& backend = "auto") const;
 
+  // What this rank is doing in any of these groups, for the watchdog.
+  std::shared_ptr<const Activity> activity() const { return activity_; }
+
   // Runs this rank's part and returns the process's exit code. When `body` throws on every rank, rank 0 prints and all
   // return; when it throws on some, the lowest of them prints one block and ends the job, within seconds, with the code
   // of its error.
@@ -45,6 +49,7 @@ class World {
 
   std::unique_ptr<MpiSession> session_;  // first in, last out
   std::unique_ptr<MpiFailureExchange> exchange_;
+  std::shared_ptr<Activity> activity_ = std::make_shared<Activity>();
   Group group_;
   std::vector<std::string> hosts_;
   int local_rank_ = 0;

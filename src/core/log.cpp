@@ -2,17 +2,33 @@
 #include "core/log.h"
 
 #include <fmt/format.h>
+#include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/sinks/null_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
 
 namespace conclave {
+namespace {
+
+// Nothing in front of ordinary lines; what needs attention says so.
+class Attention : public spdlog::custom_flag_formatter {
+ public:
+  void format(const spdlog::details::log_msg& message, const std::tm&, spdlog::memory_buf_t& out) override {
+    if (message.level == spdlog::level::warn) out.append(std::string_view("WARN "));
+    if (message.level >= spdlog::level::err) out.append(std::string_view("ERROR "));
+  }
+  std::unique_ptr<spdlog::custom_flag_formatter> clone() const override { return std::make_unique<Attention>(); }
+};
+
+}  // namespace
 
 std::shared_ptr<Log> make_log(int rank) {
   auto log = std::make_shared<Log>(fmt::format("rank {}", rank));
   if (rank == 0) {
     auto console = std::make_shared<spdlog::sinks::stdout_sink_mt>();
-    console->set_pattern("%v");
+    auto pattern = std::make_unique<spdlog::pattern_formatter>();
+    pattern->add_flag<Attention>('*').set_pattern("%*%v");
+    console->set_formatter(std::move(pattern));
     log->sinks().push_back(console);
   }
   log->flush_on(spdlog::level::info);

@@ -8,6 +8,9 @@
 #include <cmath>
 #include <numeric>
 
+#include "checkpoint/file.h"
+#include "core/error.h"
+
 namespace conclave::train {
 
 using Json = nlohmann::ordered_json;
@@ -74,21 +77,32 @@ void cut_after(const std::filesystem::path& path, int64_t last_step) {
     if (record.is_object() && record.contains("step") && record["step"].get<int64_t>() <= last_step)
       kept += line + '\n';
   }
-  in.close();
-  std::ofstream(path, std::ios::trunc) << kept;
+  // Replaced whole: a kill in between must not cost the records of every step so far.
+  checkpoint::write_file_atomically(path, kept);
 }
 
 }  // namespace
 
 Metrics::Metrics(const RunConfig& config, const MetricsTarget& target, int64_t start_step, Log& log)
-    : config_(config), ranks_(target.ranks), writes_(target.writes), log_(log) {
-  if (!writes_) return;
+    : config_(config), target_(target), log_(log) {
+  if (!target.writes) return;
   if (std::filesystem::exists(target.file)) cut_after(target.file, start_step);
   file_.open(target.file, std::ios::app);
 }
 
+void Metrics::append(const Json& record) {
+  if (!target_.writes) return;
+  file_ << record.dump() << std::endl;
+  if (!file_) {
+    throw IoError(
+        "cannot write {}: {}. Make room or mend the disk, then run the same command again: it continues from the last "
+        "checkpoint",
+        target_.file.string(), std::generic_category().message(errno));
+  }
+}
+
 void Metrics::step(int64_t step, const StepReport& report, const StepTimes& times) {
-  if (report.skipped) log_.warn("WARN step {} skipped: {}", step, *report.skipped);
+  if (report.skipped) log_.warn("step {} skipped: {}", step, *report.skipped);
   const bool usable = !report.skipped;
   Unusual z;
   if (usable) {
@@ -99,7 +113,7 @@ void Metrics::step(int64_t step, const StepReport& report, const StepTimes& time
   const double tokens = static_cast<double>(config_.train.global_batch_size * config_.data.seq_len);
   if (!first_) tokens_ += tokens, seconds_ += times.step_seconds;
   line_tokens_ += tokens, line_seconds_ += times.step_seconds, line_data_ += times.data_seconds, ++line_steps_;
-  if (writes_) file_ << record(step, report, times).dump() << std::endl;
+  append(record(step, report, times));
   const bool due =
       step <= 2 || step == config_.train.steps || (config_.metrics.every > 0 && step % config_.metrics.every == 0);
   if (usable && due) log_.info(line(step, report, z));
@@ -125,8 +139,8 @@ std::string Metrics::line(int64_t step, const StepReport& report, const Unusual&
                         sum / static_cast<double>(report.layers.size()));
   }
   text += fmt::format(" gnorm {:.3f} (z {:+.1f}) lr {:.2e} | {} tok/s ({}/rank) step {:.2f}s data {:.1f}%",
-                      report.grad_norm, z.norm, report.lr, short_count(rate), short_count(rate / ranks_), per_step,
-                      line_seconds_ > 0 ? 100 * line_data_ / line_seconds_ : 0.0);
+                      report.grad_norm, z.norm, report.lr, short_count(rate), short_count(rate / target_.ranks),
+                      per_step, line_seconds_ > 0 ? 100 * line_data_ / line_seconds_ : 0.0);
   if (!report.layers.empty()) {
     double worst = 0, dropped = 0;
     int64_t dead = 0, experts = 0;
@@ -173,14 +187,8 @@ Json Metrics::record(int64_t step, const StepReport& report, const StepTimes& ti
 }
 
 void Metrics::evaluation(int64_t step, const std::string& source, double loss, int64_t tokens) {
-  if (!writes_) return;
-  file_ << Json{{"step", step},
-                {"eval", source},
-                {"loss", loss},
-                {"loss_hex", fmt::format("{:a}", loss)},
-                {"tokens", tokens}}
-               .dump()
-        << std::endl;
+  append(
+      {{"step", step}, {"eval", source}, {"loss", loss}, {"loss_hex", fmt::format("{:a}", loss)}, {"tokens", tokens}});
 }
 
 double Metrics::tokens_per_second() const { return seconds_ > 0 ? tokens_ / seconds_ : 0; }

@@ -68,10 +68,10 @@ class Metrics {
   };
   std::string line(int64_t step, const StepReport& report, const Unusual& z) const;
   nlohmann::ordered_json record(int64_t step, const StepReport& report, const StepTimes& times) const;
+  void append(const nlohmann::ordered_json& record);
 
   const RunConfig& config_;
-  int ranks_;
-  bool writes_;
+  MetricsTarget target_;
   std::ofstream file_;
   Log& log_;
   Window losses_, norms_;

@@ -55,6 +55,7 @@ class TrainStep {
   optim::AdamW dense_, expert_;
   int64_t updates_ = 0;
   std::vector<double> losses_, targets_;  // of this rank's micro-batches
+  int32_t own_fault_ = 0;                 // 1 = a dense gradient of this rank, not yet summed over ranks, is not finite
   model::RoutingTotals totals_;
 };
 

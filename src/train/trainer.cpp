@@ -124,7 +124,8 @@ void Trainer::evaluate() {
   std::string line = fmt::format("eval step {}", step_);
   for (const auto& result : last_evaluation_) {
     line += fmt::format(" {} {:.4f}", result.source, result.loss);
-    metrics_->evaluation(step_, result.source, result.loss, result.targets);
+    // Of a run that was complete when this attempt began, the record is there already.
+    if (step_ > first_step_) metrics_->evaluation(step_, result.source, result.loss, result.targets);
   }
   p_.log.info(line);
 }

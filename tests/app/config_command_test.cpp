@@ -150,6 +150,7 @@ TEST(CheckCommand, ExplainsArgumentsOfOtherStacks) {
   EXPECT_THAT(explain_argument("--micro-batch-size", {}), HasSubstr("train.micro_batch_size"));
   EXPECT_EQ(explain_argument("chekc", {"train", "check"}), "did you mean check?");
   EXPECT_EQ(explain_argument("--zzz", {"train"}), "");
+  EXPECT_EQ(explain_argument("train", {"train"}), "") << "it is right";
 }
 
 }  // namespace

@@ -34,6 +34,16 @@ TEST(StoreTest, RestoresEveryByteAndTheProgress) {
   EXPECT_TRUE(state.same_as(TestState(comm::Group(), {}, 7)));
 }
 
+TEST(StoreTest, RemovesHalfWrittenFilesOfAnEarlierAttempt) {
+  const Scratch scratch;
+  std::filesystem::create_directories(scratch.run());
+  for (const char* name : {".env.json.0a.tmp", ".metrics.jsonl.0b.tmp", ".LOCK.0c.tmp", "mine.tmp"})
+    spill(scratch.run() / name, "half");
+  const SingleRun run(scratch.run());
+  EXPECT_THAT(entries(scratch.run(), "."), ElementsAre(".LOCK.0c.tmp"));
+  EXPECT_TRUE(std::filesystem::exists(scratch.run() / "mine.tmp"));
+}
+
 TEST(StoreTest, RemembersWhichCheckpointItCameFrom) {
   const Scratch scratch;
   SingleRun run(scratch.run());
@@ -121,6 +131,19 @@ TEST(StoreTest, KeepsTheNewestAndLeavesLaterOnesAlone) {
   run.save(5);
   EXPECT_THAT(entries(scratch.run() / "checkpoints"), ElementsAre("LATEST", step_name(4), step_name(5), step_name(9)));
   EXPECT_THROW(SingleRun(scratch.where() / "other", "", StoreOptions{1, 1, {}}), ConfigError);
+}
+
+TEST(StoreTest, DamagedOnesDoNotCountAmongTheKept) {
+  const Scratch scratch;
+  SingleRun run(scratch.run());
+  for (const int64_t step : {1, 2, 3}) run.save(step);
+  spill(scratch.step(3) / "rank-00000.safetensors", "broken");
+  ASSERT_TRUE(run.resumes_at(2));
+  run.save(4);
+  EXPECT_THAT(entries(scratch.run() / "checkpoints", "step-"), ElementsAre(step_name(2), step_name(3), step_name(4)));
+  run.save(3);
+  run.save(5);
+  EXPECT_THAT(entries(scratch.run() / "checkpoints", "step-"), ElementsAre(step_name(4), step_name(5)));
 }
 
 TEST(StoreTest, ReplacesACheckpointOfTheSameStep) {
@@ -307,7 +330,7 @@ TEST(StoreDiskTest, AFullDiskIsReportedBeforeAnythingIsWritten) {
     spill(scratch.run() / "ballast", std::string(170 << 10, 'x'));
     EXPECT_THROW(run.save(2), IoError);
     const auto message = message_of([&] { run.save(2); });
-    EXPECT_THAT(message, HasSubstr("bytes are needed"));
+    EXPECT_THAT(message, HasSubstr("(the checkpoint has "));
     EXPECT_THAT(message, HasSubstr(scratch.run().string()));
     EXPECT_TRUE(run.resumes_at(1));
     EXPECT_TRUE(entries(scratch.run() / "checkpoints", ".staging").empty());

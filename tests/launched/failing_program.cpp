@@ -24,7 +24,7 @@ int run(const std::string& scenario, const comm::World& world) {
   if (scenario == "mixed" && rank == 1) throw CommError("rank 3 is gone");
   if (scenario == "mixed" && rank == 3) throw NumericError("loss is nan");
   if (scenario == "hang" && rank == 1) {
-    comm::Watchdog watchdog(0.5, rank);
+    comm::Watchdog watchdog(0.5, rank, nullptr);
     watchdog.beat(7, "reduce");
     return wait_for_ever(group);
   }
