@@ -55,6 +55,7 @@ TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model:
 void TrainStep::accumulate(std::span<const Batch> batches) {
   losses_.clear();
   targets_.clear();
+  non_finite_.reset();
   const bool canonical = config_.parallel.reduction == parallel::Reduction::kCanonical;
   for (const Batch& batch : batches) {
     nn::Gradients gradients{view(reducer_->dense_gradient()), {}, canonical || losses_.empty()};
@@ -66,7 +67,17 @@ void TrainStep::accumulate(std::span<const Batch> batches) {
     losses_.push_back(frame.loss_sum);
     targets_.push_back(frame.target_count);
     totals_.add(model_, frame);
+    // `fast` adds up all micro-batches in one buffer, so its last state tells of them all.
+    if (canonical || &batch == &batches.back()) search_non_finite(gradients);
     reducer_->micro_batch_done();
+  }
+}
+
+// Before the ranks' gradients are added: afterwards all of them would look guilty.
+void TrainStep::search_non_finite(const nn::Gradients& gradients) {
+  for (const Tensor& experts : gradients.experts) {
+    if (non_finite_) return;
+    non_finite_ = norm_.non_finite(gradients.dense, experts);
   }
 }
 
@@ -85,8 +96,12 @@ Tensor TrainStep::gradient_sum(bool expert) const { return view(expert ? reducer
 std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
   if (report.targets == 0) return "no target of the batch counts";
   if (std::isfinite(report.loss) && std::isfinite(report.grad_norm)) return std::nullopt;
-  const auto mine = norm_.non_finite(gradient_sum(false), gradient_sum(true));
-  const auto all = mesh_.world().all_gather_text(mine.value_or(""));
+  // Where every rank's own part is finite, the sum has overflowed.
+  const auto sum = norm_.non_finite(gradient_sum(false), gradient_sum(true));
+  auto all = mesh_.world().all_gather_text(non_finite_.value_or(""));
+  if (std::all_of(all.begin(), all.end(), [](const auto& name) { return name.empty(); })) {
+    all = mesh_.world().all_gather_text(sum.value_or(""));
+  }
   for (size_t rank = 0; rank < all.size(); ++rank) {
     if (!all[rank].empty())
       return fmt::format("gradient of {} is not finite (rank {}), loss {}", all[rank], rank, report.loss);
