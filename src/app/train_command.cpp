@@ -14,6 +14,7 @@
 #include "comm/world.h"
 #include "kernels/row_invariance.h"
 #include "model/product_shapes.h"
+#include "model/thread_check.h"
 #include "train/run_report.h"
 
 namespace conclave::app {
@@ -35,10 +36,12 @@ void block_stop_signals() {
 
 void require_canonical(const train::RunConfig& config, int threads) {
   if (config.parallel.reduction != parallel::Reduction::kCanonical) return;
+  const auto shape = model::model_shape(config.model, config.moe);
   std::vector<kernels::ProductShape> shapes;
-  for (const auto& product : model::product_shapes(model::model_shape(config.model, config.moe)))
-    shapes.push_back(product.shape);
-  const auto obstacle = kernels::canonical_obstacle(threads, shapes);
+  for (const auto& product : model::product_shapes(shape)) shapes.push_back(product.shape);
+  auto obstacle = kernels::canonical_obstacle(1, shapes);
+  if (obstacle.empty())
+    obstacle = model::thread_obstacle(shape, config.train.micro_batch_size * config.data.seq_len, threads);
   if (obstacle.empty()) return;
   throw ConfigError(
       "parallel.reduction: canonical cannot keep its promise on this machine: {}\n  Make that size a multiple of 16, "

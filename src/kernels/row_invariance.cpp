@@ -112,6 +112,14 @@ bool weight_gradients_are_invariant(const InvarianceProbe& probe, std::string* f
   });
 }
 
+bool threads_do_not_show(const std::function<Tensor()>& product, int threads) {
+  const ThreadCount restore;
+  at::set_num_threads(1);
+  const Tensor alone = product();
+  at::set_num_threads(threads);
+  return same_bits(alone, product());
+}
+
 std::string canonical_obstacle(int threads, std::span<const ProductShape> shapes) {
   static constexpr int64_t kRows[] = {16, 48, 112, 256};
   constexpr int64_t kLargest = 512, kStep = 16, kFew = 64;

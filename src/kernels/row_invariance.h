@@ -5,8 +5,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
+
+#include "core/tensor.h"
 
 namespace conclave::kernels {
 
@@ -32,6 +35,9 @@ bool rows_are_invariant(const InvarianceProbe& probe, std::string* first_differe
 
 // Whether weight gradients have the bits of one thread, in fp32, for every shape, row count and thread count.
 bool weight_gradients_are_invariant(const InvarianceProbe& probe, std::string* first_difference = nullptr);
+
+// Whether a product has the same bits on `threads` threads as on one. Restores the number of threads.
+bool threads_do_not_show(const std::function<Tensor()>& product, int threads);
 
 // Why `reduction: canonical` would not be bitwise here for the products of a model with up to `threads` threads; empty
 // if the probes pass. Row counts are multiples of 16, as the padding rule makes them; sizes above 512 are tried as the

@@ -51,8 +51,9 @@ std::optional<std::string> GradientNorm::non_finite(const Tensor& dense, const T
       if (kernels::first_non_finite(flat.narrow(0, piece.begin, piece.count)) >= 0) return piece.name;
     return std::nullopt;
   };
-  const auto found = search(dense_, dense);
-  return found ? found : search(expert_, expert);
+  if (kernels::first_non_finite(dense) >= 0) return search(dense_, dense);
+  if (kernels::first_non_finite(expert) >= 0) return search(expert_, expert);
+  return std::nullopt;
 }
 
 }  // namespace conclave::model

@@ -24,7 +24,7 @@ void add_feed_forward(const std::string& name, int64_t hidden, int64_t width, do
 
 std::vector<NamedProduct> product_shapes(const ModelShape& shape) {
   std::vector<NamedProduct> products;
-  add(products, {"attention query, key, value", {shape.hidden, (shape.heads + 2 * shape.kv_heads) * shape.head_dim}});
+  add(products, {"query, key and value", {shape.hidden, (shape.heads + 2 * shape.kv_heads) * shape.head_dim}});
   add(products, {"attention output", {shape.heads * shape.head_dim, shape.hidden}});
   for (const LayerShape& layer : shape.layers) {
     if (layer.ffn_width > 0) add_feed_forward("dense", shape.hidden, layer.ffn_width, 1, products);

@@ -31,7 +31,8 @@ std::optional<int64_t> expert_capacity(const CapacityConfig& config, bool traini
   const auto factor = training || !config.eval_factor ? config.factor : config.eval_factor;
   if (!factor) return std::nullopt;
   const double wanted = *factor * static_cast<double>(top_k * tokens) / static_cast<double>(num_experts);
-  return std::max(config.min, static_cast<int64_t>(std::ceil(wanted)));
+  // A factor such as 1.1 is a little more than 11/10 in binary: that must not be rounded up to one more place.
+  return std::max(config.min, static_cast<int64_t>(std::ceil(wanted * (1 - 1e-12))));
 }
 
 int64_t drop_over_capacity(const Choice& choice, DropPolicy policy, int64_t capacity, std::span<uint8_t> keep_TK) {

@@ -36,6 +36,7 @@ NormStage::NormStage(StageSite site, Norm norm, Slot input, Slot output)
 
 void NormStage::forward(Frame& frame) {
   frame.value(output_) = norm_.forward(frame.value(input_), frame.saved<Norm::Saved>(index()));
+  if (!frame.training()) frame.forget(index());
 }
 
 void NormStage::backward_input(Frame& frame) {

@@ -55,6 +55,8 @@ void check_experts(const RunConfig& config, Rules& rules) {
 void check_router(const RunConfig& config, Rules& rules) {
   const moe::RouterConfig& router = config.moe.router;
   const bool normalised_already = !router.score_before_topk && router.score == moe::Score::kSoftmax;
+  rules.warn_if(!router.score_before_topk && router.score == moe::Score::kSigmoid, {"moe.router.score_before_topk"},
+                "has no effect: the sigmoid of an expert does not depend on which others are chosen");
   rules.warn_if(router.norm_topk_prob && normalised_already, {"moe.router.norm_topk_prob"},
                 "has no effect: a softmax over the chosen experts (score_before_topk: false) sums to 1 already");
   const int64_t chosen = config.moe.top_k * config.moe.granularity;
@@ -97,14 +99,30 @@ void check_losses(const RunConfig& config, Rules& rules) {
   }
 }
 
+void check_bias(const RunConfig& config, Rules& rules) {
+  const moe::BiasConfig& bias = config.moe.balance.bias;
+  const moe::BiasConfig defaults;
+  const bool off = bias.update_rate == 0;
+  rules.warn_if(off && bias.rule != defaults.rule, {"moe.balance.bias.rule"},
+                "has no effect without moe.balance.bias.update_rate: there is no bias");
+  rules.warn_if(off && bias.center != defaults.center, {"moe.balance.bias.center"},
+                "has no effect without moe.balance.bias.update_rate: there is no bias");
+}
+
 void check_capacity(const RunConfig& config, Rules& rules) {
   const moe::CapacityConfig& capacity = config.moe.capacity;
   rules.require(!capacity.factor || *capacity.factor > 0, {"moe.capacity.factor"},
                 "must be greater than 0; null takes every token (dropless)");
   rules.require(!capacity.eval_factor || *capacity.eval_factor > 0, {"moe.capacity.eval_factor"},
                 "must be greater than 0; null takes moe.capacity.factor");
-  rules.warn_if(capacity.renormalize && !capacity.factor, {"moe.capacity.renormalize"},
+  const moe::CapacityConfig defaults;
+  const bool dropless = !capacity.factor && !capacity.eval_factor;
+  rules.warn_if(capacity.renormalize && dropless, {"moe.capacity.renormalize"},
                 "has no effect without moe.capacity.factor: nothing is dropped");
+  rules.warn_if(capacity.policy != defaults.policy && !capacity.factor, {"moe.capacity.policy"},
+                "has no effect without moe.capacity.factor: training drops nothing, and evaluation drops by position");
+  rules.warn_if(capacity.min != defaults.min && dropless, {"moe.capacity.min"},
+                "has no effect without moe.capacity.factor: experts take every token");
 }
 
 }  // namespace
@@ -130,6 +148,7 @@ void check_moe(const RunConfig& config, Rules& rules) {
   check_experts(config, rules);
   check_router(config, rules);
   check_losses(config, rules);
+  check_bias(config, rules);
   check_capacity(config, rules);
 }
 

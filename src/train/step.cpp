@@ -7,7 +7,6 @@
 #include <cmath>
 
 #include "core/tree_sum.h"
-#include "kernels/optimizer.h"
 #include "optim/schedule.h"
 
 namespace conclave::train {
@@ -56,7 +55,7 @@ TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model:
 void TrainStep::accumulate(std::span<const Batch> batches) {
   losses_.clear();
   targets_.clear();
-  own_fault_ = 0;
+  non_finite_.reset();
   const bool canonical = config_.parallel.reduction == parallel::Reduction::kCanonical;
   for (const Batch& batch : batches) {
     nn::Gradients gradients{view(reducer_->dense_gradient()), {}, canonical || losses_.empty()};
@@ -65,13 +64,20 @@ void TrainStep::accumulate(std::span<const Batch> batches) {
     nn::Frame frame = model_.frame(batch, &gradients);
     executor_.run(model_, frame);
     if (failpoints_.hit("gradient")) gradients.dense[0] = std::nan("");
-    // Looked at before the sum, which spreads one rank's fault over all. `fast` adds up, so its last look sees all.
-    const bool look = canonical || losses_.size() + 1 == batches.size();
-    if (look && kernels::first_non_finite(gradients.dense) >= 0) own_fault_ = 1;
     losses_.push_back(frame.loss_sum);
     targets_.push_back(frame.target_count);
     totals_.add(model_, frame);
+    // `fast` adds up all micro-batches in one buffer, so its last state tells of them all.
+    if (canonical || &batch == &batches.back()) search_non_finite(gradients);
     reducer_->micro_batch_done();
+  }
+}
+
+// Before the ranks' gradients are added: afterwards all of them would look guilty.
+void TrainStep::search_non_finite(const nn::Gradients& gradients) {
+  for (const Tensor& experts : gradients.experts) {
+    if (non_finite_) return;
+    non_finite_ = norm_.non_finite(gradients.dense, experts);
   }
 }
 
@@ -90,16 +96,17 @@ Tensor TrainStep::gradient_sum(bool expert) const { return view(expert ? reducer
 std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
   if (report.targets == 0) return "no target of the batch counts";
   if (std::isfinite(report.loss) && std::isfinite(report.grad_norm)) return std::nullopt;
-  const auto mine = norm_.non_finite(gradient_sum(false), gradient_sum(true));
-  const auto tensors = mesh_.world().all_gather_text(mine.value_or(""));
-  const auto found = std::find_if(tensors.begin(), tensors.end(), [](const auto& name) { return !name.empty(); });
-  if (found == tensors.end()) return fmt::format("loss {} with gradient norm {}", report.loss, report.grad_norm);
-  std::string ranks;
-  const auto faults = mesh_.world().all_gather_value(own_fault_);
-  for (size_t rank = 0; rank < faults.size(); ++rank)
-    if (faults[rank] != 0) ranks += fmt::format("{}{}", ranks.empty() ? "rank " : ", ", rank);
-  if (ranks.empty()) ranks = "only in the sum over ranks";
-  return fmt::format("gradient of {} is not finite ({}), loss {}", *found, ranks, report.loss);
+  // Where every rank's own part is finite, the sum has overflowed.
+  const auto sum = norm_.non_finite(gradient_sum(false), gradient_sum(true));
+  auto all = mesh_.world().all_gather_text(non_finite_.value_or(""));
+  if (std::all_of(all.begin(), all.end(), [](const auto& name) { return name.empty(); })) {
+    all = mesh_.world().all_gather_text(sum.value_or(""));
+  }
+  for (size_t rank = 0; rank < all.size(); ++rank) {
+    if (!all[rank].empty())
+      return fmt::format("gradient of {} is not finite (rank {}), loss {}", all[rank], rank, report.loss);
+  }
+  return fmt::format("loss {} with gradient norm {}", report.loss, report.grad_norm);
 }
 
 StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {

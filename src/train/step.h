@@ -42,6 +42,7 @@ class TrainStep {
 
  private:
   void accumulate(std::span<const Batch> batches);
+  void search_non_finite(const nn::Gradients& gradients);
   void sum_losses(std::span<const double> own_losses, std::span<const double> own_targets, StepReport& report) const;
   std::optional<std::string> why_not(const StepReport& report) const;
 
@@ -54,8 +55,8 @@ class TrainStep {
   model::GradientNorm norm_;
   optim::AdamW dense_, expert_;
   int64_t updates_ = 0;
-  std::vector<double> losses_, targets_;  // of this rank's micro-batches
-  int32_t own_fault_ = 0;                 // 1 = a dense gradient of this rank, not yet summed over ranks, is not finite
+  std::vector<double> losses_, targets_;   // of this rank's micro-batches
+  std::optional<std::string> non_finite_;  // the first tensor whose gradient was not finite on this rank
   model::RoutingTotals totals_;
 };
 

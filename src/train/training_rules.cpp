@@ -23,6 +23,10 @@ void check_data(const RunConfig& config, Rules& rules) {
                 "no training data; give at least one {name, path} (made by `conclave data tokenize`)");
   check_sources(data.train, "data.train", rules);
   check_sources(data.valid, "data.valid", rules);
+  for (size_t i = 0; i < data.valid.size(); ++i) {
+    rules.warn_if(data.valid[i].weight != data::SourceConfig().weight, {fmt::format("data.valid[{}].weight", i)},
+                  "has no effect: validation sources are reported one by one, not mixed");
+  }
   rules.require(data.seq_len <= config.model.max_seq_len, {"data.seq_len", "model.max_seq_len"},
                 fmt::format("sequences of {} tokens, but the model is made for at most {} (model.max_seq_len)",
                             data.seq_len, config.model.max_seq_len));
@@ -33,7 +37,8 @@ void check_optim(const RunConfig& config, Rules& rules) {
   const int64_t steps = config.train.steps;
   rules.require(optim.betas.size() == 2, {"optim.betas"},
                 fmt::format("needs two numbers, such as [0.9, 0.95], not {}", optim.betas.size()));
-  rules.require(optim.min_lr <= optim.lr, {"optim.min_lr", "optim.lr"},
+  const bool constant = optim.schedule == optim::ScheduleType::kConstant;
+  rules.require(constant || optim.min_lr <= optim.lr, {"optim.min_lr", "optim.lr"},
                 fmt::format("min_lr {} is greater than lr {}", optim.min_lr, optim.lr));
   const std::vector<std::string> kinds = {"norm", "bias", "router_bias", "embedding", "router"};
   for (size_t i = 0; i < optim.no_decay.size(); ++i) {
@@ -42,6 +47,8 @@ void check_optim(const RunConfig& config, Rules& rules) {
                   fmt::format("unknown kind of parameter '{}'{}; one of: {}", kind, config::did_you_mean(kind, kinds),
                               fmt::join(kinds, ", ")));
   }
+  rules.warn_if(constant && optim.decay.has_value(), {"optim.decay"},
+                "has no effect: the schedule is constant, so the learning rate never decays");
   const int64_t warmup = optim.warmup.of(steps);
   rules.require(
       warmup <= steps, {"optim.warmup", "train.steps"},

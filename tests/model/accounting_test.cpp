@@ -95,6 +95,51 @@ ModelConfig small_model() {
   return model;
 }
 
+// "Slicing and Dicing" (arXiv 2605.11689) counts both vocabulary matrices as active: 2Vd + L(4d² + 12d²), and as total
+// with ρ times the experts 12d²L more for each of them (methods.md 4(a); the millions are those of its table).
+struct SlicingRow {
+  const char* name;
+  int64_t width, layers, heads;
+  double active;
+  std::vector<std::pair<int64_t, double>> totals;  // ρ = E / k
+};
+
+void PrintTo(const SlicingRow& row, std::ostream* out) { *out << row.name; }
+
+class AccountingSlicing : public ::testing::TestWithParam<SlicingRow> {};
+
+TEST_P(AccountingSlicing, PaperCounterGivesTheTableWithinAFifthOfAPercent) {
+  const auto& row = GetParam();
+  ModelConfig model;
+  model.vocab_size = 100'278;
+  model.hidden_size = row.width;
+  model.num_layers = row.layers;
+  model.num_attention_heads = row.heads;
+  for (const int64_t granularity : {1, 4}) {
+    moe::MoeConfig moe;
+    moe.top_k = 1;
+    moe.granularity = granularity;
+    const auto active = count_parameters(model_shape(model, moe), Counter::kPaper).active();
+    EXPECT_NEAR(static_cast<double>(active) / 1e6 / row.active, 1.0, 0.002);
+    for (const auto& [ratio, millions] : row.totals) {
+      moe.num_experts = ratio;
+      const auto total = count_parameters(model_shape(model, moe), Counter::kPaper).total();
+      EXPECT_NEAR(static_cast<double>(total) / 1e6 / millions, 1.0, 0.005) << ratio << ": three digits are printed";
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Scales, AccountingSlicing,
+                         ::testing::Values(SlicingRow{"10M", 48, 3, 3, 9.73, {}},
+                                           SlicingRow{"20M", 96, 4, 4, 19.85, {}},
+                                           SlicingRow{"50M", 240, 5, 6, 52.74, {}},
+                                           SlicingRow{"80M", 336, 8, 7, 81.84, {{128, 1460}}},
+                                           SlicingRow{"100M", 384, 9, 8, 98.3, {{64, 1100}, {128, 2120}}},
+                                           SlicingRow{"110M", 432, 9, 9, 113.5, {{64, 1380}, {128, 2670}}},
+                                           SlicingRow{"200M", 640, 10, 10, 193.9, {{64, 3290}, {128, 6440}}},
+                                           SlicingRow{"300M", 832, 12, 13, 299.8, {{64, 6580}, {128, 12960}}},
+                                           SlicingRow{"500M", 1120, 14, 14, 505.6, {{64, 13800}}}));
+
 struct TwinCase {
   const char* name;
   void (*edit)(moe::MoeConfig&);

@@ -22,6 +22,10 @@ TEST(Capacity, IsTheCeilingOfItsShareAndAtLeastTheMinimum) {
   EXPECT_EQ(*expert_capacity(config, true, 100, 2, 8), 32);  // 31.25
   EXPECT_EQ(*expert_capacity(config, true, 128, 2, 8), 40);  // exactly 40
   EXPECT_EQ(*expert_capacity(config, true, 8, 1, 8), 4);
+  config.factor = 1.1;
+  EXPECT_EQ(*expert_capacity(config, true, 100, 2, 20), 11);  // exactly 11, though 1.1 in binary is more than 11/10
+  EXPECT_EQ(*expert_capacity(config, true, 101, 2, 20), 12);
+  config.factor = 1.25;
   config.min = 1;
   EXPECT_EQ(*expert_capacity(config, true, 8, 1, 8), 2);
   EXPECT_EQ(*expert_capacity(config, false, 128, 2, 8), 40);

@@ -125,6 +125,8 @@ const std::vector<BadConfig> kUnbuilt = {
     {"ZeroOne", "parallel: {zero: 1}\n", "3:18", "not built yet: sharding of optimizer state"},
     {"ZeroTwo", "parallel: {zero: 2}\n", "3:18", "must be 0 or 1"},
     {"Executor", "parallel: {executor: chunked}\n", "3:22", "not built yet: 'chunked'; built so far: sequential"},
+    {"Chunks", "parallel: {chunks: 8}\n", "3:20", "not built yet: the chunked executor"},
+    {"NoSequenceParallel", "parallel: {sequence_parallel: false}\n", "3:31", "not built yet: tensor parallelism"},
     {"RankOrder", "parallel: {rank_order: [tp, cp, dp, pp]}\n", "3:24", "not built yet: other orders"},
     {"Dispatcher", "moe: {dispatch: {type: hierarchical}}\n", "3:24", "built so far: auto, local, alltoall"},
     {"BackwardRows", "moe: {dispatch: {backward_rows: resend}}\n", "3:33", "not built yet"},

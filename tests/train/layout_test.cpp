@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Training does not depend on how ranks share the work: the same bits with reduction canonical, the same to 1e-5 with
 // fast. Ranks are threads here, processes in tests/launched.
+#include "model/thread_check.h"
 #include "support/ranks.h"
 #include "train/layout_runs.h"
 
@@ -51,6 +52,40 @@ TEST(LayoutRepeat, OneThreadAndTwoHaveTheSameBits) {
     expect_same(run_layout({}, {}, large, reduction, 3), one);
   }
   at::set_num_threads(1);
+}
+
+// What the start-up check of `canonical` lets through must keep its bits; what it refuses may not.
+TEST(LayoutThreads, SizesThatTheStartUpCheckAcceptsHaveTheSameBitsOnAnyThreads) {
+  const std::vector<LayoutCase> sizes = {
+      {.name = "Even"},
+      {.name = "SevenExperts", .change = [](auto& config) { config.moe.num_experts = 7; }},
+      {.name = "TwentyExperts", .change = [](auto& config) { config.moe.num_experts = 20; }},
+      {.name = "OddExpertWidth", .change = [](auto& config) { config.moe.expert_hidden_size = 26; }},
+      {.name = "OddWidth", .change = [](auto& config) { config.model.hidden_size = 36, config.model.head_dim = 8; }},
+      {.name = "OddHeads", .change = [](auto& config) { config.model.head_dim = 10; }},
+      {.name = "OddVocabulary", .change = [](auto& config) { config.model.vocab_size = 91; }},
+      {.name = "OddLength", .change = [](auto& config) { config.data.seq_len = config.model.max_seq_len = 131; }},
+      {.name = "GatedSharedExpert", .change = [](auto& config) { config.moe.shared_gate = true; }}};
+  int accepted = 0;
+  for (auto size : sizes) {
+    size.change = [change = size.change](auto& config) {
+      config.data.seq_len = config.model.max_seq_len = 128;
+      config.train.global_batch_size = 2, config.train.steps = 1;
+      config.moe.expert_hidden_size = 32;
+      change(config);
+    };
+    const auto config = layout_config(size);
+    const auto shape = model::model_shape(config.model, config.moe);
+    for (const int threads : {2, 3, 4}) {
+      if (!model::thread_obstacle(shape, config.train.micro_batch_size * config.data.seq_len, threads).empty())
+        continue;
+      SCOPED_TRACE(fmt::format("{} on {} threads", size.name, threads));
+      expect_same(run_layout({}, {}, size, kCanonical, threads), run_layout({}, {}, size, kCanonical));
+      ++accepted;
+    }
+  }
+  at::set_num_threads(1);
+  EXPECT_GE(accepted, 3) << "the check refuses nearly everything";
 }
 
 }  // namespace

@@ -98,6 +98,17 @@ TEST_F(RunConfigTest, WarnsOfWhatHasNoEffect) {
               testing::ElementsAre(HasSubstr("no layer is a mixture")));
   EXPECT_THAT(load("moe: {balance: {losses: [{type: z, level: global}]}}\n").warnings,
               testing::ElementsAre(HasSubstr("no effect on a z-loss")));
+  for (const std::string yaml :
+       {"moe: {router: {score: sigmoid, score_before_topk: false}}", "moe: {capacity: {policy: score}}",
+        "moe: {capacity: {min: 8}}", "moe: {balance: {bias: {rule: proportional}}}",
+        "moe: {balance: {bias: {center: true}}}", "optim: {schedule: constant, decay: 10}"})
+    EXPECT_THAT(load(yaml + "\n").warnings, testing::ElementsAre(HasSubstr("has no effect"))) << yaml;
+  for (const std::string yaml :
+       {"moe: {router: {score: sigmoid}}", "moe: {capacity: {factor: 1, policy: score, min: 8}}",
+        "moe: {capacity: {eval_factor: 1, min: 8}}",
+        "moe: {balance: {bias: {update_rate: 1e-3, rule: proportional, center: true}}}",
+        "optim: {schedule: constant, lr: 1e-6}"})
+    EXPECT_THAT(load(yaml + "\n").warnings, testing::IsEmpty()) << yaml;
 }
 
 TEST_F(RunConfigTest, FilesAreLookedForOnlyWhenAsked) {
