@@ -4,6 +4,7 @@
 #include <csignal>
 #include <ctime>
 
+#include "checkpoint/agreement.h"
 #include "config/json.h"
 
 namespace conclave::train {
@@ -48,8 +49,8 @@ Trainer::Trainer(const TrainerParts& parts) : p_(parts) {
   resume();
   first_step_ = step_;
   const auto file = p_.store.directory().where() / "metrics.jsonl";
-  metrics_ = std::make_unique<Metrics>(
-      p_.config, MetricsTarget{file, p_.mesh.world().size(), p_.mesh.world().rank() == 0}, step_, p_.log);
+  const MetricsTarget target{file, p_.mesh.world().size(), p_.mesh.world().rank() == 0};
+  checkpoint::agree(p_.mesh.world(), [&] { metrics_ = std::make_unique<Metrics>(p_.config, target, step_, p_.log); });
   if (restored_.is_object()) metrics_->restore(restored_.at("metrics"));
 }
 
