@@ -68,6 +68,9 @@ std::string short_count(double value) {
 
 namespace {
 
+constexpr const char* kAdvice =
+    "Make room or mend the disk, then run the same command again: it continues from the last checkpoint";
+
 // Keeps the records up to `last_step`, so that the curves of a resumed run do not fork.
 void cut_after(const std::filesystem::path& path, int64_t last_step) {
   std::ifstream in(path);
@@ -78,7 +81,11 @@ void cut_after(const std::filesystem::path& path, int64_t last_step) {
       kept += line + '\n';
   }
   // Replaced whole: a kill in between must not cost the records of every step so far.
-  checkpoint::write_file_atomically(path, kept);
+  try {
+    checkpoint::write_file_atomically(path, kept);
+  } catch (const IoError& error) {
+    throw IoError("{}. {}", error.what(), kAdvice);
+  }
 }
 
 }  // namespace
@@ -93,12 +100,8 @@ Metrics::Metrics(const RunConfig& config, const MetricsTarget& target, int64_t s
 void Metrics::append(const Json& record) {
   if (!target_.writes) return;
   file_ << record.dump() << std::endl;
-  if (!file_) {
-    throw IoError(
-        "cannot write {}: {}. Make room or mend the disk, then run the same command again: it continues from the last "
-        "checkpoint",
-        target_.file.string(), std::generic_category().message(errno));
-  }
+  if (!file_)
+    throw IoError("cannot write {}: {}. {}", target_.file.string(), std::generic_category().message(errno), kAdvice);
 }
 
 void Metrics::step(int64_t step, const StepReport& report, const StepTimes& times) {
