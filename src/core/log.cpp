@@ -32,6 +32,8 @@ std::shared_ptr<Log> make_log(int rank) {
     log->sinks().push_back(console);
   }
   log->flush_on(spdlog::level::info);
+  // A disk that takes no more log lines is reported once, by what must be written there: metrics and checkpoints.
+  log->set_error_handler([](const std::string&) {});
   return log;
 }
 

@@ -68,10 +68,8 @@ std::string short_count(double value) {
 
 namespace {
 
-IoError disk_error(const std::string& what) {
-  return IoError(
-      "{}. Make room or mend the disk, then run the same command again: it continues from the last checkpoint", what);
-}
+constexpr const char* kAdvice =
+    "Make room or mend the disk, then run the same command again: it continues from the last checkpoint";
 
 // Keeps the records up to `last_step`, so that the curves of a resumed run do not fork.
 void cut_after(const std::filesystem::path& path, int64_t last_step) {
@@ -86,7 +84,7 @@ void cut_after(const std::filesystem::path& path, int64_t last_step) {
   try {
     checkpoint::write_file_atomically(path, kept);
   } catch (const IoError& error) {
-    throw disk_error(error.what());
+    throw IoError("{}. {}", error.what(), kAdvice);
   }
 }
 
@@ -103,7 +101,7 @@ void Metrics::append(const Json& record) {
   if (!target_.writes) return;
   file_ << record.dump() << std::endl;
   if (!file_)
-    throw disk_error(fmt::format("cannot write {}: {}", target_.file.string(), std::generic_category().message(errno)));
+    throw IoError("cannot write {}: {}. {}", target_.file.string(), std::generic_category().message(errno), kAdvice);
 }
 
 void Metrics::step(int64_t step, const StepReport& report, const StepTimes& times) {

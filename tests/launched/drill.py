@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the drills share: a small run on text of this repository, jobs under mpirun that can be killed by process number, and a
 look at what is left of them. Standard library only."""
+import atexit
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
+import sys
 import time
 import uuid
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1", "-n"]
+MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1", "--timeout", "200", "-n"]
 MARK = "CONCLAVE_DRILL_JOB"
 
 # Every kind of state that a resume needs: experts on two ranks, a bias, counts of the step before, dropped tokens, two sources.
@@ -74,6 +77,7 @@ class Job:
             self.process = subprocess.Popen((MPIRUN + [str(ranks)] if ranks else []) + [str(word) for word in command], stdout=out,
                                             stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
                                             env={**os.environ, **settings, **environment})
+        atexit.register(self.end)
 
     def output(self):
         return self.log.read_text(errors="replace")
@@ -129,9 +133,24 @@ class Job:
         return self.process.returncode
 
     def end(self):
-        for process in self.alive().values():
-            os.kill(process, signal.SIGKILL)
-        self.process.wait()
+        """Whatever is left of it; when the drill ends, too."""
+        if self.process.poll() is None or self.alive():
+            self.kill([-1, *range(64)])
+            self.process.wait()
+
+
+def conduct(one, keep):
+    """Runs one.go(), which works in one.folder, and says what failed without a traceback."""
+    try:
+        one.go()
+    except Failed as failure:
+        print(f"FAILED: {failure}")
+        sys.exit(1)
+    finally:
+        if keep:
+            print(f"kept {one.folder}")
+        else:
+            shutil.rmtree(one.folder, ignore_errors=True)
 
 
 def steps(run):
