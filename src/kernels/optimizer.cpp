@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/tree_sum.h"
 #include "kernels/arguments.h"
 #include "kernels/loops.h"
 #include "kernels/parallel.h"
@@ -55,19 +56,7 @@ std::vector<double> slice_sums_of_squares(const Tensor& x) {
   return sums;
 }
 
-double tree_sum(std::span<const double> values) {
-  if (values.empty()) return 0;
-  std::vector<double> level(values.begin(), values.end());
-  while (level.size() > 1) {
-    const size_t pairs = level.size() / 2;
-    for (size_t i = 0; i < pairs; ++i) level[i] = level[2 * i] + level[2 * i + 1];
-    if (level.size() % 2 == 1) level[pairs] = level.back();
-    level.resize(pairs + level.size() % 2);
-  }
-  return level[0];
-}
-
-double sum_of_squares(const Tensor& x) { return tree_sum(slice_sums_of_squares(x)); }
+double sum_of_squares(const Tensor& x) { return tree_sum(std::span<const double>(slice_sums_of_squares(x))); }
 
 int64_t first_non_finite(const Tensor& x) {
   check_tensors("first_non_finite", {{x, "x"}});

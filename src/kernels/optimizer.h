@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "core/random.h"
@@ -31,10 +30,7 @@ inline constexpr int64_t kNormSlice = 65536;
 // The sum of squares in fp64 of each slice of kNormSlice elements; the last slice may be shorter.
 std::vector<double> slice_sums_of_squares(const Tensor& x);
 
-// Neighbours are added pairwise, then the pair sums, and so on; one left over moves up a level. 0 for no values.
-double tree_sum(std::span<const double> values);
-
-// tree_sum of the slices: the same bits for any number of threads.
+// The tree (core/tree_sum.h) over the slices: the same bits for any number of threads.
 double sum_of_squares(const Tensor& x);
 
 // Index of the first NaN or infinity in memory order, or -1.

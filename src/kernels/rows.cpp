@@ -64,24 +64,6 @@ void sum_rows(const Tensor& src_ND, std::span<const int32_t> token_offsets, std:
   });
 }
 
-void row_dots(const Tensor& a_ND, const Tensor& b_ND, Tensor& out_N) {
-  const char* name = "row_dots";
-  check_tensors(name, {{a_ND, "a_ND"}, {b_ND, "b_ND"}, {out_N, "out_N"}});
-  check_dimensions(name, {a_ND, "a_ND"}, 2);
-  const int64_t rows = a_ND.size(0), n = a_ND.size(1);
-  check_sizes(name, {b_ND, "b_ND"}, {rows, n});
-  check_sizes(name, {out_N, "out_N"}, {rows});
-  with_type(a_ND, [&](auto zero) {
-    using T = decltype(zero);
-    const T* a = a_ND.const_data_ptr<T>();
-    const T* b = b_ND.const_data_ptr<T>();
-    T* out = out_N.mutable_data_ptr<T>();
-    for_rows(rows, n, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) out[i] = loops<T>().dot(a + i * n, b + i * n, n);
-    });
-  });
-}
-
 void add_bias(Tensor& y_TO, const Tensor& bias_O) {
   const char* name = "add_bias";
   check_tensors(name, {{y_TO, "y_TO"}, {bias_O, "bias_O"}});

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Moving and adding rows: gather for the dispatch, ordered sums for the combine, row dot products, biases. Float or
+// Moving and adding rows: gather for the dispatch, ordered sums for the combine, biases. Float or
 // double. Sums run in the order the caller gives, never in the order threads arrive.
 #pragma once
 
@@ -18,9 +18,6 @@ void gather_rows(const Tensor& src_TD, std::span<const int32_t> rows, Tensor& ds
 // entries.
 void sum_rows(const Tensor& src_ND, std::span<const int32_t> token_offsets, std::span<const int32_t> token_rows,
               bool accumulate, Tensor& y_TD);
-
-// out[i] = dot(a[i], b[i]).
-void row_dots(const Tensor& a_ND, const Tensor& b_ND, Tensor& out_N);
 
 // y[t] += bias.
 void add_bias(Tensor& y_TO, const Tensor& bias_O);

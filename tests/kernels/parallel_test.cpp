@@ -75,7 +75,6 @@ class Kernels {
            swiglu_backward(dhalf_, x_, rstd_, gradients);
          }},
         {"sum_rows", [this] { sum_rows(x_, offsets_, indices_, true, y_); }},
-        {"row_dots", [this] { row_dots(x_, dy_, dots_); }},
         {"add_bias", [this] { add_bias(y_, weight_); }},
         {"sum_columns", [this] { sum_columns(x_, dweight_); }},
         {"add", [this] { add(y_, x_); }},

@@ -83,18 +83,16 @@ TEST(RowsTest, SumRefusesBrokenLists) {
   EXPECT_THROW(sum({0, 1, 2}, {0, -1}), BugError);
 }
 
-TEST(RowsTest, DotsBiasesAndColumnSumsEqualTheReference) {
+TEST(RowsTest, BiasesAndColumnSumsEqualTheReference) {
   for (const auto dtype : kBothTypes) {
     for (const int64_t rows : {0, 1, 64, 65, 200}) {
       for (const int64_t columns : {1, 3, 64, 130, 1025}) {
         const Tensor a = random_tensor({rows, columns}, dtype, 1), b = random_tensor({rows, columns}, dtype, 2);
         const Tensor bias = random_tensor({columns}, dtype, 3);
-        Tensor dots = at::empty({rows}, dtype), y = a.clone(), dbias = bias.clone(), sum = a.clone();
-        row_dots(a, b, dots);
+        Tensor y = a.clone(), dbias = bias.clone(), sum = a.clone();
         add_bias(y, bias);
         sum_columns(a, dbias);
         add(sum, b);
-        expect_close(dots, (a.to(at::kDouble) * b.to(at::kDouble)).sum(1), "dots");
         expect_same_bits(y, a + bias, "bias");
         expect_same_bits(sum, a + b, "add");
         expect_close(dbias, bias.to(at::kDouble) + a.to(at::kDouble).sum(0), "column sums");
@@ -107,23 +105,13 @@ TEST(RowsTest, ThreadsDoNotShow) {
   const Combine combine(1001, 64);
   const Tensor src = random_tensor({64, 257}, at::kFloat, 1), a = random_tensor({901, 257}, at::kFloat, 2);
   expect_threads_do_not_show([&] {
-    Tensor y = at::empty({1001, 257}, at::kFloat), dots = at::empty({901}, at::kFloat), gathered = at::empty_like(a);
+    Tensor y = at::empty({1001, 257}, at::kFloat), gathered = at::empty_like(a);
     Tensor dbias = at::zeros({257}, at::kFloat), sum = a.clone();
     sum_rows(src, combine.offsets, combine.token_rows, false, y);
-    row_dots(a, a, dots);
     sum_columns(a, dbias);
     add(sum, a);
     gather_rows(src, random_indices(901, -2, 64, 7), gathered);
-    return std::vector<Tensor>{y, dots, dbias, sum, gathered};
-  });
-}
-
-TEST(RowsTest, OtherRowsDoNotShowInDots) {
-  const Tensor a = random_tensor({41, 333}, at::kFloat, 1), b = random_tensor({41, 333}, at::kFloat, 2);
-  expect_other_rows_do_not_show(41, [&](int64_t first, int64_t count) {
-    Tensor dots = at::empty({count}, at::kFloat);
-    row_dots(a.narrow(0, first, count), b.narrow(0, first, count), dots);
-    return std::vector<Tensor>{dots};
+    return std::vector<Tensor>{y, dbias, sum, gathered};
   });
 }
 

@@ -3,8 +3,8 @@
 // number of threads, nor a row on the rows beside it.
 #include "nn/linear.h"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/abs.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/max.h>
