@@ -107,19 +107,18 @@ int evaluate_in(comm::World& world, const EvalOptions& options) {
   if (config.data.valid.empty()) throw ConfigError("{} has no validation sources (data.valid)", options.run);
   const data::LoaderOptions loading{.data = config.data,
                                     .expected = {config.model.vocab_size, ""},
-                                    .micro_batch_size = 1,
+                                    .micro_batch_size = config.train.micro_batch_size,
                                     .global_batch_size = config.train.global_batch_size,
                                     .dp_rank = opened.mesh.dp().rank(),
                                     .dp_size = opened.mesh.dp().size()};
-  const data::ValidationLoader loader(
-      loading, options.batches > 0 ? options.batches : std::max<int64_t>(config.eval.batches, 64));
+  const int64_t batches = options.batches > 0 ? options.batches : config.eval.batches;
+  const data::ValidationLoader loader(loading, batches);
   const auto results = train::evaluate(*opened.model, loader, opened.mesh);
   if (world.rank() != 0) return 0;
   std::vector<std::optional<Yardstick>> yardsticks;
   if (options.yardsticks) {
-    const data::ValidationLoader all(
-        {config.data, loading.expected, 1, 1, 0, 1},
-        options.batches > 0 ? options.batches : std::max<int64_t>(config.eval.batches, 64));
+    const int64_t size = config.train.micro_batch_size;
+    const data::ValidationLoader all({config.data, loading.expected, size, size, 0, 1}, batches);
     for (size_t s = 0; s < results.size(); ++s) yardsticks.push_back(yardstick(config, all, s));
   }
   fmt::print("{} at step {}\n", options.run, opened.step);
@@ -141,7 +140,8 @@ void add_eval_command(CLI::App& app, std::function<int()>& run) {
   command->add_flag("--yardsticks", options->yardsticks,
                     "also what unigram and bigram counts of the training tokens reach");
   command->add_flag("--experts", options->experts, "also which experts each source uses");
-  command->add_option("--batches", options->batches, "sequences of each source (default: eval.batches, at least 64)");
+  command->add_option("--batches", options->batches,
+                      "micro-batches of each source (default: eval.batches, as in training)");
   command->add_option("--json", options->json, "write the figures to this file as well");
   command->footer("Example:\n  conclave eval runs/quickstart --yardsticks --experts");
   command->callback([options, &run] {

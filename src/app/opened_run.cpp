@@ -29,12 +29,13 @@ OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, L
         run.string());
   }
   OpenedRun opened;
-  const std::vector<config::Override> overrides{
-      {config::Override::Kind::kUnset, "parallel.dp"},
-      {config::Override::Kind::kSet, "parallel.ep=1"},
-      {config::Override::Kind::kSet, "parallel.reduction=fast"},
-      {config::Override::Kind::kSet, fmt::format("train.global_batch_size={}", world.size())},
-      {config::Override::Kind::kSet, "train.micro_batch_size=1"}};
+  std::vector<config::Override> overrides{{config::Override::Kind::kUnset, "parallel.dp"},
+                                          {config::Override::Kind::kSet, "parallel.ep=1"},
+                                          {config::Override::Kind::kSet, "parallel.reduction=fast"}};
+  // Micro-batches stay as they were in training: they decide what an evaluation covers, and where capacity drops.
+  const auto trained = train::load_config(file, overrides, {1, train::Purpose::kInfo, false}).config;
+  overrides.push_back({config::Override::Kind::kSet,
+                       fmt::format("train.global_batch_size={}", world.size() * trained.train.micro_batch_size)});
   opened.config = train::load_config(file, overrides, {world.size(), train::Purpose::kTrain, false}).config;
   opened.mesh = parallel::Mesh(world, parallel::mesh_sizes(opened.config.parallel, world.size()));
   opened.model = std::make_unique<model::Transformer>(transformer_config(opened.config), opened.mesh.ep());

@@ -45,15 +45,17 @@ double GradientNorm::operator()(const Tensor& dense, const Tensor& expert) const
   return std::sqrt(tree_sum(std::span<const double>(ordered)));
 }
 
-std::optional<std::string> GradientNorm::non_finite(const Tensor& dense, const Tensor& expert) const {
-  const auto search = [](const std::vector<Piece>& pieces, const Tensor& flat) -> std::optional<std::string> {
-    for (const auto& piece : pieces)
-      if (kernels::first_non_finite(flat.narrow(0, piece.begin, piece.count)) >= 0) return piece.name;
-    return std::nullopt;
-  };
-  if (kernels::first_non_finite(dense) >= 0) return search(dense_, dense);
-  if (kernels::first_non_finite(expert) >= 0) return search(expert_, expert);
+std::optional<std::string> GradientNorm::search(const std::vector<Piece>& pieces, const Tensor& flat) {
+  if (kernels::first_non_finite(flat) < 0) return std::nullopt;
+  for (const auto& piece : pieces)
+    if (kernels::first_non_finite(flat.narrow(0, piece.begin, piece.count)) >= 0) return piece.name;
   return std::nullopt;
+}
+
+std::optional<std::string> GradientNorm::non_finite_dense(const Tensor& dense) const { return search(dense_, dense); }
+
+std::optional<std::string> GradientNorm::non_finite_expert(const Tensor& expert) const {
+  return search(expert_, expert);
 }
 
 }  // namespace conclave::model

@@ -16,7 +16,12 @@ std::vector<int32_t> admission_order(const Choice& choice, DropPolicy policy) {
   std::vector<int32_t> order(choice.ids_TK.size());
   std::iota(order.begin(), order.end(), 0);  // token-major position
   if (policy == DropPolicy::kPosition) return order;
-  check(policy == DropPolicy::kScore, "drop policies other than position and score are refused by the configuration");
+  if (policy == DropPolicy::kSlot) {
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int32_t a, int32_t b) { return a % choice.top_k < b % choice.top_k; });
+    return order;
+  }
+  check(policy == DropPolicy::kScore, "other drop policies are refused by the configuration");
   by_dtype(choice.weights_TK, [&](auto zero) {
     const auto weights = elements<decltype(zero)>(choice.weights_TK);
     std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return weights[a] > weights[b]; });

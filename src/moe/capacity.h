@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Capacity: at most C = max(min, ceil(factor·k·T/E)) pairs of a micro-batch for each expert, k inside the factor; who
 // is admitted is the policy's order. Causality (methods.md 0.4): position, token-major, is C1; score (highest weight
-// first) is C3: the training loss is then optimistic, and evaluation admits by position instead.
+// first) and slot (all first choices, then all second ones: GShard, arXiv 2006.16668, algorithm 1) are C3: the training
+// loss is then optimistic, and evaluation admits by position instead.
 #pragma once
 
 #include <cstdint>

@@ -55,7 +55,8 @@ TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model:
 void TrainStep::accumulate(std::span<const Batch> batches) {
   losses_.clear();
   targets_.clear();
-  non_finite_.reset();
+  dense_fault_.reset();
+  expert_fault_.reset();
   const bool canonical = config_.parallel.reduction == parallel::Reduction::kCanonical;
   for (const Batch& batch : batches) {
     nn::Gradients gradients{view(reducer_->dense_gradient()), {}, canonical || losses_.empty()};
@@ -75,10 +76,9 @@ void TrainStep::accumulate(std::span<const Batch> batches) {
 
 // Before the ranks' gradients are added: afterwards all of them would look guilty.
 void TrainStep::search_non_finite(const nn::Gradients& gradients) {
-  for (const Tensor& experts : gradients.experts) {
-    if (non_finite_) return;
-    non_finite_ = norm_.non_finite(gradients.dense, experts);
-  }
+  if (!dense_fault_) dense_fault_ = norm_.non_finite_dense(gradients.dense);
+  for (const Tensor& experts : gradients.experts)
+    if (!expert_fault_) expert_fault_ = norm_.non_finite_expert(experts);
 }
 
 void TrainStep::sum_losses(std::span<const double> own_losses, std::span<const double> own_targets,
@@ -96,15 +96,16 @@ Tensor TrainStep::gradient_sum(bool expert) const { return view(expert ? reducer
 std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
   if (report.targets == 0) return "no target of the batch counts";
   if (std::isfinite(report.loss) && std::isfinite(report.grad_norm)) return std::nullopt;
-  // Where every rank's own part is finite, the sum has overflowed.
-  const auto sum = norm_.non_finite(gradient_sum(false), gradient_sum(true));
-  auto all = mesh_.world().all_gather_text(non_finite_.value_or(""));
-  if (std::all_of(all.begin(), all.end(), [](const auto& name) { return name.empty(); })) {
-    all = mesh_.world().all_gather_text(sum.value_or(""));
-  }
-  for (size_t rank = 0; rank < all.size(); ++rank) {
-    if (!all[rank].empty())
-      return fmt::format("gradient of {} is not finite (rank {}), loss {}", all[rank], rank, report.loss);
+  // A rank's tokens spoil its own dense gradients and the experts of others, so those are asked first. Where every
+  // rank's part is finite, the sum has overflowed.
+  auto sum = norm_.non_finite_dense(gradient_sum(false));
+  if (!sum) sum = norm_.non_finite_expert(gradient_sum(true));
+  for (const auto& fault : {dense_fault_, expert_fault_, sum}) {
+    const auto all = mesh_.world().all_gather_text(fault.value_or(""));
+    for (size_t rank = 0; rank < all.size(); ++rank) {
+      if (!all[rank].empty())
+        return fmt::format("gradient of {} is not finite (rank {}), loss {}", all[rank], rank, report.loss);
+    }
   }
   return fmt::format("loss {} with gradient norm {}", report.loss, report.grad_norm);
 }

@@ -56,7 +56,8 @@ class TrainStep {
   optim::AdamW dense_, expert_;
   int64_t updates_ = 0;
   std::vector<double> losses_, targets_;   // of this rank's micro-batches
-  std::optional<std::string> non_finite_;  // the first tensor whose gradient was not finite on this rank
+  // The first tensors of this rank whose gradients were not finite.
+  std::optional<std::string> dense_fault_, expert_fault_;
   model::RoutingTotals totals_;
 };
 

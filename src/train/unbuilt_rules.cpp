@@ -32,7 +32,8 @@ void check_moe_keys(const RunConfig& config, Rules& rules) {
   rules.one_of("moe.router.dtype", moe.router.dtype, {"fp32"}, {"fp64"});
   rules.unbuilt(moe.router.record.has_value(), "moe.router.record", "recording expert ids");
   rules.unbuilt(moe.router.replay.has_value(), "moe.router.replay", "replaying expert ids");
-  only(rules, "moe.capacity.policy", moe.capacity.policy, {moe::DropPolicy::kPosition, moe::DropPolicy::kScore});
+  only(rules, "moe.capacity.policy", moe.capacity.policy,
+       {moe::DropPolicy::kPosition, moe::DropPolicy::kSlot, moe::DropPolicy::kScore});
   rules.one_of("moe.experts.backend", moe.experts.backend, {"auto"});
   only(rules, "moe.dispatch.type", moe.dispatch.type,
        {moe::DispatchType::kAuto, moe::DispatchType::kLocal, moe::DispatchType::kAllToAll});

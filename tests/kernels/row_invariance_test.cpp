@@ -7,8 +7,6 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
-
 namespace conclave::kernels {
 namespace {
 
@@ -39,13 +37,9 @@ TEST(RowInvarianceTest, TheProbeSeesADifferenceWhereThereIsOne) {
   EXPECT_EQ(difference, "the forward product of 1 rows, depth 512, 1408 columns, 1 threads");
 }
 
-TEST(RowInvarianceTest, StartUpCheckPassesQuicklyAndRestoresTheThreads) {
+TEST(RowInvarianceTest, StartUpCheckPassesAndRestoresTheThreads) {
   at::set_num_threads(2);
-  const auto start = std::chrono::steady_clock::now();
   EXPECT_EQ(canonical_obstacle(2, kShapes), "");
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  RecordProperty("milliseconds", static_cast<int>(1000 * seconds.count()));
-  EXPECT_LT(seconds.count(), 3.0) << "0.3 s on an idle machine; ten times that on a busy one";
   EXPECT_EQ(at::get_num_threads(), 2);
   at::set_num_threads(1);
 }

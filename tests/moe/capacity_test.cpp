@@ -71,6 +71,27 @@ TEST(Capacity, AdmitsThePairsOfTheDefinition) {
   }
 }
 
+TEST(CapacityGshard, SecondChoicesNeverDisplaceFirstOnes) {
+  int64_t contested = 0;
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    const int64_t T = 24, E = 4, k = 2;
+    const auto choice = Router::make({}, k)->route(random_tensor({T, E}, at::kDouble, seed), {});
+    std::vector<uint8_t> keep(T * k, 1);
+    const int64_t dropped = drop_over_capacity(choice, DropPolicy::kSlot, 7, keep);
+    EXPECT_EQ(dropped, std::count(keep.begin(), keep.end(), 0));
+    for (int64_t e = 0; e < E; ++e) {
+      std::vector<uint8_t> asked;  // of this expert, first choices in token order, then second ones
+      for (int64_t slot = 0; slot < k; ++slot)
+        for (int64_t t = 0; t < T; ++t)
+          if (choice.ids_TK[t * k + slot] == e) asked.push_back(keep[t * k + slot]);
+      EXPECT_TRUE(std::is_sorted(asked.rbegin(), asked.rend())) << "who came first is admitted, seed " << seed;
+      EXPECT_EQ(std::count(asked.begin(), asked.end(), 1), std::min<int64_t>(7, std::ssize(asked)));
+      contested += std::ssize(asked) > 7;
+    }
+  }
+  EXPECT_GT(contested, 20) << "the test needs full experts";
+}
+
 TEST(Capacity, TiesAreAdmittedByPosition) {
   const auto choice = Router::make({}, 2)->route(at::zeros({10, 4}), {});
   for (const auto policy : {DropPolicy::kPosition, DropPolicy::kScore}) {

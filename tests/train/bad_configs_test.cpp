@@ -138,7 +138,7 @@ const std::vector<BadConfig> kUnbuilt = {
     {"ExpertChoice", "moe: {router: {type: expert_choice}}\n", "3:22", "not built yet: 'expert_choice'"},
     {"Groups", "moe: {router: {n_group: 4, topk_group: 2}}\n", "3:25", "not built yet: group-limited routing"},
     {"Replay", "moe: {router: {replay: ids}}\n", "3:24", "not built yet: replaying"},
-    {"DropPolicy", "moe: {capacity: {factor: 1, policy: spill}}\n", "3:37", "built so far: position, score"},
+    {"DropPolicy", "moe: {capacity: {factor: 1, policy: spill}}\n", "3:37", "built so far: position, slot, score"},
     {"Mup",
      "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init: mup}\n" +
          std::string(kData),
