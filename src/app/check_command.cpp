@@ -59,7 +59,8 @@ std::string memory_lines(const RunConfig& config, const model::ModelShape& shape
                          .ep = config.parallel.ep,
                          .micro_batches = config.train.global_batch_size / config.train.micro_batch_size,
                          .micro_batch_tokens = config.train.micro_batch_size * config.data.seq_len,
-                         .reduction = config.parallel.reduction};
+                         .reduction = config.parallel.reduction,
+                         .recompute = config.memory.recompute};
   const model::RankBytes bytes = model::rank_bytes(shape, plan);
   std::string text = fmt::format(
       "memory: {} on each rank (parameters {}, gradients {}, moments {}, activations about {})\n", gib(bytes.total()),

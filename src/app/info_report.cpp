@@ -113,7 +113,8 @@ model::MemoryPlan memory_plan(const train::RunConfig& config, int64_t ranks) {
           .ep = parallel.ep,
           .micro_batches = config.train.global_batch_size / micro,
           .micro_batch_tokens = micro * config.data.seq_len,
-          .reduction = parallel.reduction};
+          .reduction = parallel.reduction,
+          .recompute = config.memory.recompute};
 }
 
 std::string memory_table(const train::RunConfig& config, const model::ModelShape& shape, int64_t ranks) {

@@ -9,6 +9,7 @@ namespace conclave::app {
 model::TransformerConfig transformer_config(const train::RunConfig& config) {
   return {.model = config.model,
           .moe = config.moe,
+          .memory = config.memory,
           .document_mask = config.data.document_mask,
           .seed = static_cast<uint64_t>(config.train.seed)};
 }

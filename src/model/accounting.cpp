@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/accounting.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "core/error.h"
@@ -42,18 +43,30 @@ LayerParameters layer_parameters(const ModelShape& shape, const LayerShape& laye
   return count;
 }
 
-// Numbers that forward keeps of each token for backward.
-int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, int64_t ep) {
+// Logits, scores, and of each choice its row, weight and id.
+int64_t routing_numbers(const LayerShape& layer) { return layer.moe ? 2 * layer.num_experts + 3 * layer.top_k : 0; }
+
+// Numbers that forward keeps of each token for backward, nothing made again but norms where `norms_again`.
+int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, int64_t ep, bool norms_again) {
   const int64_t h = shape.hidden;
   // Inputs of both residual branches and their normalised copies; q, k, v, attention output, log-sum-exp of each head.
-  const int64_t attention = 4 * h + 2 * query_width(shape) + 2 * key_width(shape) + shape.heads;
+  const int64_t attention = (norms_again ? 2 : 4) * h + 2 * query_width(shape) + 2 * key_width(shape) + shape.heads;
   // Pre-activations of gate and up; their product is cheaper to repeat than to keep.
   const int64_t widths = layer.ffn_width + layer.shared_width + layer.top_k * layer.expert_width;
-  // Logits, scores, and of each choice its row, weight and id; rows that came from other ranks are kept, local ones are
-  // not.
-  const int64_t routing = layer.moe ? 2 * layer.num_experts + 3 * layer.top_k : 0;
+  // Rows that came from other ranks are kept, local ones are not.
   const int64_t remote_rows = layer.moe ? layer.top_k * h * (ep - 1) / ep : 0;
-  return attention + 2 * widths + routing + remote_rows + (layer.residual_dense ? h : 0);
+  return attention + 2 * widths + routing_numbers(layer) + remote_rows + (layer.residual_dense ? h : 0);
+}
+
+int64_t saved_numbers(const ModelShape& shape, const MemoryPlan& plan) {
+  int64_t saved = 0, largest = 0;
+  for (const LayerShape& layer : shape.layers) {
+    const int64_t block = saved_numbers(shape, layer, plan.ep, plan.recompute != Recompute::kNone);
+    largest = std::max(largest, block);
+    saved += plan.recompute == Recompute::kFull ? shape.hidden + routing_numbers(layer) : block;
+  }
+  // Of whole blocks, the one that is being made again is there.
+  return saved + (plan.recompute == Recompute::kFull ? largest : 0);
 }
 
 }  // namespace
@@ -120,12 +133,10 @@ RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan) {
   const int64_t buffers = gradient_buffers(plan);
   if (plan.ep < 1 || plan.dp % plan.ep != 0)
     throw ConfigError("parallel.ep {} does not divide the {} data-parallel ranks", plan.ep, plan.dp);
-  int64_t saved = 0;
   for (size_t i = 0; i < shape.layers.size(); ++i) {
     if (shape.layers[i].num_experts % plan.ep != 0)
       throw ConfigError("parallel.ep {} does not divide the {} experts of layer {}", plan.ep,
                         shape.layers[i].num_experts, i);
-    saved += saved_numbers(shape, shape.layers[i], plan.ep);
   }
   const auto count = count_parameters(shape, Counter::kExact);
   const int64_t local_experts = count.experts() / plan.ep;
@@ -137,8 +148,8 @@ RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan) {
   bytes.parameters = kFloatBytes * (replicated + local_experts);
   bytes.gradients = kFloatBytes * buffers * (replicated + sources * local_experts);
   bytes.moments = 2 * bytes.parameters;
-  bytes.activations =
-      kFloatBytes * plan.micro_batch_tokens * (saved + 2 * shape.hidden);  // final norm: input and output
+  bytes.activations = kFloatBytes * plan.micro_batch_tokens *
+                      (saved_numbers(shape, plan) + 2 * shape.hidden);  // final norm: input and output
   return bytes;
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "model/memory_config.h"
 #include "model/model_shape.h"
 #include "parallel/parallel_config.h"
 
@@ -71,6 +72,7 @@ struct MemoryPlan {
   int64_t micro_batches = 1;       // M of one optimizer step, over all ranks
   int64_t micro_batch_tokens = 0;  // on one rank
   parallel::Reduction reduction = parallel::Reduction::kFast;
+  Recompute recompute = Recompute::kNone;
 };
 
 // Bytes on one rank in fp32, where a parameter is its own master copy. Activations are an estimate of what forward

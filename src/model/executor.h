@@ -17,6 +17,9 @@ class Executor {
 class SequentialExecutor : public Executor {
  public:
   void run(const Transformer& model, nn::Frame& frame) const override;
+  // The halves of run().
+  static void forward(const Transformer& model, nn::Frame& frame);
+  static void backward(const Transformer& model, nn::Frame& frame);
 };
 
 }  // namespace conclave::model

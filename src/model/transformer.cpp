@@ -21,6 +21,7 @@ Transformer::Transformer(const TransformerConfig& config, const comm::Group& ep)
     balance_.push_back(std::move(state));
   }
   TransformerBuilder(*this, config).build();
+  stage_memory_ = plan_memory(stages_, config.memory.recompute);
   parameters_.allocate(config.dtype, config.seed);
 }
 

@@ -8,6 +8,7 @@
 
 #include "comm/group.h"
 #include "model/model_shape.h"
+#include "model/stage_memory.h"
 #include "moe/balancer.h"
 #include "moe/dispatcher.h"
 #include "moe/route_stage.h"
@@ -18,6 +19,7 @@ namespace conclave::model {
 struct TransformerConfig {
   ModelConfig model;
   moe::MoeConfig moe;
+  MemoryConfig memory = {};
   bool document_mask = false;
   uint64_t seed = 1;
   at::ScalarType dtype = at::kFloat;
@@ -36,6 +38,7 @@ class Transformer {
   nn::Parameters& parameters() { return parameters_; }
   const nn::Parameters& parameters() const { return parameters_; }
   const std::vector<std::unique_ptr<nn::Stage>>& stages() const { return stages_; }
+  const std::vector<StageMemory>& stage_memory() const { return stage_memory_; }  // one for each stage
   const nn::SlotNames& slots() const { return slots_; }
   // MoE layers in order: the layer's number in the model, its balancing state, and where a frame keeps its Decision.
   const std::vector<int>& moe_layers() const { return moe_layers_; }
@@ -61,6 +64,7 @@ class Transformer {
   std::vector<moe::BalanceState> balance_;
   moe::Balancer balancer_;
   std::vector<std::unique_ptr<nn::Stage>> stages_;
+  std::vector<StageMemory> stage_memory_;
   std::vector<int> moe_layers_;
   std::vector<nn::Slot> decisions_;
   nn::ParameterId head_ = 0;

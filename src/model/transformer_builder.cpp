@@ -199,7 +199,8 @@ Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, S
                  .decision = decision,
                  .all_decisions = m_.decisions_,
                  .layer = moe_layer});
-  stage<moe::Dispatch>(name("moe.dispatch"), *m_.dispatcher_, slots);
+  const bool resends = m_.ep_.size() == 1 || config_.moe.dispatch.backward_rows == moe::BackwardRows::kResend;
+  stage<moe::Dispatch>(name("moe.dispatch"), *m_.dispatcher_, slots, resends);
   stage<moe::ExpertStage>(name("moe.experts"), moe::Experts(m_.parameters_, expert_weights(name, layer)), slots);
   stage<moe::Combine>(name("moe.combine"), *m_.dispatcher_, slots);
   return slots.output;

@@ -3,12 +3,20 @@
 
 namespace conclave::moe {
 
-Dispatch::Dispatch(nn::StageSite site, const Dispatcher& dispatcher, const ExchangeSlots& slots)
-    : ExchangeStage(std::move(site)), dispatcher_(dispatcher), slots_(slots) {}
+Dispatch::Dispatch(nn::StageSite site, const Dispatcher& dispatcher, const ExchangeSlots& slots, bool resends)
+    : ExchangeStage(std::move(site)), dispatcher_(dispatcher), slots_(slots), resends_(resends) {}
 
 void Dispatch::start_forward(nn::Frame& frame) {
-  const auto& decision = frame.object_as<Decision>(slots_.decision);
-  frame.object(slots_.plan) = dispatcher_.plan(decision.routing);
+  frame.object(slots_.plan) = dispatcher_.plan(frame.object_as<Decision>(slots_.decision).routing);
+  send(frame);
+}
+
+void Dispatch::forward_again(nn::Frame& frame) {
+  send(frame);
+  finish_forward(frame);
+}
+
+void Dispatch::send(nn::Frame& frame) {
   const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
   frame.saved<Transfer>(index()) = dispatcher_.start_send(plan, frame.value(slots_.input), frame.value(slots_.weights));
 }
@@ -37,24 +45,31 @@ void Dispatch::finish_backward(nn::Frame& frame) {
 ExpertStage::ExpertStage(nn::StageSite site, Experts experts, const ExchangeSlots& slots)
     : Stage(std::move(site)), experts_(std::move(experts)), slots_(slots) {}
 
+Rows ExpertStage::arrived(nn::Frame& frame) const { return {frame.value(slots_.rows), frame.value(slots_.gates)}; }
+
 void ExpertStage::forward(nn::Frame& frame) {
   auto& saved = frame.saved<Experts::Saved>(index());
-  saved.rows_RD = frame.value(slots_.rows);
-  saved.gates_R = frame.value(slots_.gates);
-  frame.value(slots_.results) = experts_.forward(frame.object_as<DispatchPlan>(slots_.plan).segments, saved);
+  const auto& segments = frame.object_as<DispatchPlan>(slots_.plan).segments;
+  frame.value(slots_.results) = experts_.forward(segments, arrived(frame), saved);
   if (!frame.training()) frame.forget(index());
+}
+
+void ExpertStage::forward_again(nn::Frame& frame) {
+  const auto& segments = frame.object_as<DispatchPlan>(slots_.plan).segments;
+  experts_.pre_activations(segments, arrived(frame), frame.saved<Experts::Saved>(index()));
 }
 
 void ExpertStage::backward_input(nn::Frame& frame) {
   const auto& segments = frame.object_as<DispatchPlan>(slots_.plan).segments;
-  Rows gradients = experts_.backward_input(segments, frame.grad(slots_.results), frame.saved<Experts::Saved>(index()));
+  Rows gradients = experts_.backward_input(segments, arrived(frame), frame.grad(slots_.results),
+                                           frame.saved<Experts::Saved>(index()));
   frame.add_grad(slots_.rows, gradients.rows);
   frame.add_grad(slots_.gates, gradients.scalars);
 }
 
 void ExpertStage::backward_weight(nn::Frame& frame) {
   const auto& segments = frame.object_as<DispatchPlan>(slots_.plan).segments;
-  experts_.backward_weight(segments, frame.saved<Experts::Saved>(index()), frame.gradients());
+  experts_.backward_weight(segments, arrived(frame), frame.saved<Experts::Saved>(index()), frame.gradients());
   frame.forget(index());
 }
 

@@ -23,17 +23,26 @@ struct ExchangeSlots {
 
 class Dispatch : public nn::ExchangeStage {
  public:
-  Dispatch(nn::StageSite site, const Dispatcher& dispatcher, const ExchangeSlots& slots);
+  // With `resends` the rows are not kept for backward but sent again (dispatch.backward_rows: resend; rows that stay on
+  // their rank always are: it is one copy).
+  Dispatch(nn::StageSite site, const Dispatcher& dispatcher, const ExchangeSlots& slots, bool resends);
   std::vector<nn::Slot> inputs() const override { return {slots_.input, slots_.weights, slots_.decision}; }
   std::vector<nn::Slot> outputs() const override { return {slots_.plan, slots_.rows, slots_.gates}; }
+  bool backward_reads_inputs() const override { return false; }
+  nn::Redo redo() const override { return resends_ ? nn::Redo::kAlways : nn::Redo::kFull; }
+  // Sends the rows again along the plan that was made.
+  void forward_again(nn::Frame& frame) override;
   void start_forward(nn::Frame& frame) override;
   void finish_forward(nn::Frame& frame) override;
   void start_backward(nn::Frame& frame) override;
   void finish_backward(nn::Frame& frame) override;
 
  private:
+  void send(nn::Frame& frame);
+
   const Dispatcher& dispatcher_;
   ExchangeSlots slots_;
+  bool resends_;
 };
 
 class ExpertStage : public nn::Stage {
@@ -41,11 +50,15 @@ class ExpertStage : public nn::Stage {
   ExpertStage(nn::StageSite site, Experts experts, const ExchangeSlots& slots);
   std::vector<nn::Slot> inputs() const override { return {slots_.plan, slots_.rows, slots_.gates}; }
   std::vector<nn::Slot> outputs() const override { return {slots_.results}; }
+  nn::Redo redo() const override { return nn::Redo::kFull; }
   void forward(nn::Frame& frame) override;
+  void forward_again(nn::Frame& frame) override;  // all but the results, which no backward reads
   void backward_input(nn::Frame& frame) override;
   void backward_weight(nn::Frame& frame) override;
 
  private:
+  Rows arrived(nn::Frame& frame) const;
+
   Experts experts_;
   ExchangeSlots slots_;
 };
@@ -55,6 +68,7 @@ class Combine : public nn::ExchangeStage {
   Combine(nn::StageSite site, const Dispatcher& dispatcher, const ExchangeSlots& slots);
   std::vector<nn::Slot> inputs() const override { return {slots_.plan, slots_.results}; }
   std::vector<nn::Slot> outputs() const override { return {slots_.output}; }
+  bool backward_reads_inputs() const override { return false; }
   void start_forward(nn::Frame& frame) override;
   void finish_forward(nn::Frame& frame) override;
   void start_backward(nn::Frame& frame) override;

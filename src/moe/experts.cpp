@@ -22,33 +22,38 @@ void Experts::product(std::span<const Segment> segments, const Tensor& x, nn::Pa
   }
 }
 
-Tensor Experts::forward(std::span<const Segment> segments, Saved& saved) const {
-  const Tensor& x = saved.rows_RD;
-  const int64_t R = x.size(0), F = parameters_.value(experts_[0].down_DF).size(1);
-  saved.h_R2F = at::empty({R, 2 * F}, x.options());
-  product(segments, x, &ExpertWeights::gate_up_2FD, true, saved.h_R2F);
-  Tensor act = at::empty({R, F}, x.options());
-  kernels::swiglu(saved.h_R2F, saved.gates_R, act);
-  Tensor out = at::empty_like(x);
+void Experts::pre_activations(std::span<const Segment> segments, const Rows& in, Saved& saved) const {
+  const int64_t width = parameters_.value(experts_[0].gate_up_2FD).size(0);
+  saved.h_R2F = at::empty({in.rows.size(0), width}, in.rows.options());
+  product(segments, in.rows, &ExpertWeights::gate_up_2FD, true, saved.h_R2F);
+}
+
+Tensor Experts::forward(std::span<const Segment> segments, const Rows& in, Saved& saved) const {
+  pre_activations(segments, in, saved);
+  Tensor act = at::empty({in.rows.size(0), saved.h_R2F.size(1) / 2}, in.rows.options());
+  kernels::swiglu(saved.h_R2F, in.scalars, act);
+  Tensor out = at::empty_like(in.rows);
   product(segments, act, &ExpertWeights::down_DF, true, out);
   return out;
 }
 
-Rows Experts::backward_input(std::span<const Segment> segments, const Tensor& dout_RD, Saved& saved) const {
+Rows Experts::backward_input(std::span<const Segment> segments, const Rows& in, const Tensor& dout_RD,
+                             Saved& saved) const {
   const int64_t R = dout_RD.size(0), F = saved.h_R2F.size(1) / 2;
   saved.dout_RD = dout_RD;
   Tensor dact = at::empty({R, F}, dout_RD.options());
   product(segments, dout_RD, &ExpertWeights::down_DF, false, dact);
-  kernels::SwigluGradients inner{at::empty_like(saved.h_R2F), at::empty_like(saved.gates_R), at::empty_like(dact)};
-  kernels::swiglu_backward(dact, saved.h_R2F, saved.gates_R, inner);
+  kernels::SwigluGradients inner{at::empty_like(saved.h_R2F), at::empty_like(in.scalars), at::empty_like(dact)};
+  kernels::swiglu_backward(dact, saved.h_R2F, in.scalars, inner);
   saved.dh_R2F = inner.dh_N2F;
   saved.act_RF = inner.out_NF;
-  Rows gradients{at::empty_like(saved.rows_RD), inner.dscale_N};
+  Rows gradients{at::empty_like(in.rows), inner.dscale_N};
   product(segments, saved.dh_R2F, &ExpertWeights::gate_up_2FD, false, gradients.rows);
   return gradients;
 }
 
-void Experts::backward_weight(std::span<const Segment> segments, const Saved& saved, nn::Gradients& gradients) const {
+void Experts::backward_weight(std::span<const Segment> segments, const Rows& in, const Saved& saved,
+                              nn::Gradients& gradients) const {
   // With one buffer for all sources an expert's second segment must add to the first.
   std::vector<bool> written(experts_.size(), !gradients.fresh);
   for (const auto& segment : segments) {
@@ -59,7 +64,7 @@ void Experts::backward_weight(std::span<const Segment> segments, const Saved& sa
     const auto& weights = experts_[segment.expert];
     nn::linear_backward_weight(rows(saved.dout_RD), rows(saved.act_RF), fresh,
                                gradients.view(parameters_[weights.down_DF], segment.source));
-    nn::linear_backward_weight(rows(saved.dh_R2F), rows(saved.rows_RD), fresh,
+    nn::linear_backward_weight(rows(saved.dh_R2F), rows(in.rows), fresh,
                                gradients.view(parameters_[weights.gate_up_2FD], segment.source));
   }
 }

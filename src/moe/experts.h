@@ -21,14 +21,17 @@ class Experts {
   Experts(const nn::Parameters& parameters, std::vector<ExpertWeights> local_experts);
 
   struct Saved {
-    Tensor rows_RD, gates_R, h_R2F;
+    Tensor h_R2F;                    // gate and up before the activation
     Tensor dout_RD, dh_R2F, act_RF;  // from backward_input, for the weight gradients
   };
   // out = gate · (silu(x Wgᵀ) ⊙ x Wuᵀ) Wdᵀ for each row with its segment's expert.
-  Tensor forward(std::span<const Segment> segments, Saved& saved) const;
+  Tensor forward(std::span<const Segment> segments, const Rows& in, Saved& saved) const;
+  // The part of forward that backward needs: saved.h.
+  void pre_activations(std::span<const Segment> segments, const Rows& in, Saved& saved) const;
   // Sets saved.dh and saved.act; returns the gradients of rows [R, D] and gates [R].
-  Rows backward_input(std::span<const Segment> segments, const Tensor& dout_RD, Saved& saved) const;
-  void backward_weight(std::span<const Segment> segments, const Saved& saved, nn::Gradients& gradients) const;
+  Rows backward_input(std::span<const Segment> segments, const Rows& in, const Tensor& dout_RD, Saved& saved) const;
+  void backward_weight(std::span<const Segment> segments, const Rows& in, const Saved& saved,
+                       nn::Gradients& gradients) const;
 
  private:
   // y[segment] = x[segment] · Wᵀ, or · W, with W the segment's expert's `member`.

@@ -15,7 +15,7 @@ namespace conclave::nn {
 FeedForward::FeedForward(StageSite site, const Parameters& parameters, FeedForwardWeights weights, Wire wire)
     : Stage(std::move(site)), parameters_(parameters), weights_(weights), wire_(wire) {}
 
-void FeedForward::forward(Frame& frame) {
+FeedForward::Saved& FeedForward::pre_activations(Frame& frame) const {
   const Tensor& x = frame.value(wire_.input);
   auto& saved = frame.saved<Saved>(index());
   saved.h_T2F = linear_forward(x, parameters_.value(weights_.gate_up_2FD));
@@ -25,7 +25,14 @@ void FeedForward::forward(Frame& frame) {
     kernels::sigmoid_rows(logits, scale);
     saved.scale_T = scale.view({-1});
   }
-  Tensor act = at::empty({x.size(0), saved.h_T2F.size(1) / 2}, x.options());
+  return saved;
+}
+
+void FeedForward::forward_again(Frame& frame) { pre_activations(frame); }
+
+void FeedForward::forward(Frame& frame) {
+  const Saved& saved = pre_activations(frame);
+  Tensor act = at::empty({saved.h_T2F.size(0), saved.h_T2F.size(1) / 2}, saved.h_T2F.options());
   kernels::swiglu(saved.h_T2F, saved.scale_T, act);
   frame.value(wire_.output) = linear_forward(act, parameters_.value(weights_.down_DF));
   if (!frame.training()) frame.forget(index());

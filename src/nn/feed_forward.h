@@ -21,7 +21,9 @@ class FeedForward : public Stage {
   FeedForward(StageSite site, const Parameters& parameters, FeedForwardWeights weights, Wire wire);
   std::vector<Slot> inputs() const override { return {wire_.input}; }
   std::vector<Slot> outputs() const override { return {wire_.output}; }
+  Redo redo() const override { return Redo::kFull; }
   void forward(Frame& frame) override;
+  void forward_again(Frame& frame) override;  // all but the output, which no backward reads
   void backward_input(Frame& frame) override;
   void backward_weight(Frame& frame) override;
 
@@ -30,6 +32,8 @@ class FeedForward : public Stage {
     Tensor h_T2F, scale_T;            // from forward
     Tensor dh_T2F, act_TF, dgate_T1;  // from backward_input, for the weight gradients
   };
+  Saved& pre_activations(Frame& frame) const;
+
   const Parameters& parameters_;
   FeedForwardWeights weights_;
   Wire wire_;

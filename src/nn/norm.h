@@ -29,6 +29,7 @@ class NormStage : public Stage {
   NormStage(StageSite site, Norm norm, Slot input, Slot output);
   std::vector<Slot> inputs() const override { return {input_}; }
   std::vector<Slot> outputs() const override { return {output_}; }
+  Redo redo() const override { return Redo::kSelective; }
   void forward(Frame& frame) override;
   void backward_input(Frame& frame) override;
   void backward_weight(Frame& frame) override;

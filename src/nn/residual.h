@@ -11,6 +11,8 @@ class Residual : public Stage {
   Residual(StageSite site, std::vector<Slot> inputs, Slot output);
   std::vector<Slot> inputs() const override { return inputs_; }
   std::vector<Slot> outputs() const override { return {output_}; }
+  bool backward_reads_inputs() const override { return false; }
+  Redo redo() const override { return Redo::kFull; }
   void forward(Frame& frame) override;
   void backward_input(Frame& frame) override;
 

@@ -21,6 +21,14 @@ struct Wire {
   Slot input, output;
 };
 
+// From which level of `memory.recompute` on a stage's results are dropped after forward and made again in backward.
+enum class Redo {
+  kNever,      // kept: a decision, or nothing that is worth it
+  kAlways,     // as cheap as reading it
+  kSelective,  // no matrix product: norms
+  kFull,       // costs products
+};
+
 class Stage {
  public:
   explicit Stage(StageSite site) : site_(std::move(site)) {}
@@ -30,6 +38,11 @@ class Stage {
 
   virtual std::vector<Slot> inputs() const = 0;
   virtual std::vector<Slot> outputs() const = 0;
+  // Whether backward reads the values of the inputs; if no reader does, they are freed after their last forward.
+  virtual bool backward_reads_inputs() const { return true; }
+  virtual Redo redo() const { return Redo::kNever; }
+  // Makes the outputs and what backward needs again, with the bits of forward, from the inputs and what was kept.
+  virtual void forward_again(Frame& frame) { forward(frame); }
   // Reads the inputs' values, sets the outputs'.
   virtual void forward(Frame& frame) = 0;
   // Reads the outputs' gradients, adds to the inputs'.

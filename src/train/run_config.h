@@ -12,6 +12,7 @@
 #include "comm/comm_config.h"
 #include "config/document.h"
 #include "data/data_config.h"
+#include "model/memory_config.h"
 #include "model/model_config.h"
 #include "moe/moe_config.h"
 #include "optim/optim_config.h"
@@ -30,7 +31,7 @@ struct RunConfig {
   EvalConfig eval;
   checkpoint::CheckpointConfig checkpoint;
   MetricsConfig metrics;
-  MemoryConfig memory;
+  model::MemoryConfig memory;
   comm::CommConfig comm;
 
   void fields(auto&& field) {

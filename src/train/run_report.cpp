@@ -17,7 +17,8 @@ model::MemoryPlan memory_plan(const RunConfig& config, const parallel::Mesh& mes
           .ep = mesh.ep().size(),
           .micro_batches = config.train.global_batch_size / config.train.micro_batch_size,
           .micro_batch_tokens = config.train.micro_batch_size * config.data.seq_len,
-          .reduction = config.parallel.reduction};
+          .reduction = config.parallel.reduction,
+          .recompute = config.memory.recompute};
 }
 
 std::string host_text(const std::vector<std::string>& hosts) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The `train:`, `eval:`, `metrics:` and `memory:` sections.
+// The `train:`, `eval:` and `metrics:` sections.
 #pragma once
 
 #include "config/types.h"
@@ -53,11 +53,6 @@ struct MetricsConfig {
     field("every", every, "steps between console lines; metrics.jsonl gets every step", config::kPositive);
     field("tensorboard", tensorboard, "TensorBoard event files");
   }
-};
-
-struct MemoryConfig {
-  std::string recompute = "none";
-  void fields(auto&& field) { field("recompute", recompute, "what backward computes again: none"); }
 };
 
 }  // namespace conclave::train

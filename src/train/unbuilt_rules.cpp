@@ -37,7 +37,6 @@ void check_moe_keys(const RunConfig& config, Rules& rules) {
   rules.one_of("moe.experts.backend", moe.experts.backend, {"auto"});
   only(rules, "moe.dispatch.type", moe.dispatch.type,
        {moe::DispatchType::kAuto, moe::DispatchType::kLocal, moe::DispatchType::kAllToAll});
-  only(rules, "moe.dispatch.backward_rows", moe.dispatch.backward_rows, {moe::BackwardRows::kKeep});
   rules.one_of("moe.dispatch.payload", moe.dispatch.payload, {"same"}, {"bf16", "fp8"});
 }
 
@@ -72,7 +71,6 @@ void check_unbuilt(const RunConfig& config, Rules& rules) {
   rules.unbuilt(config.checkpoint.async, "checkpoint.async", "saving while training goes on; set false");
   rules.one_of("checkpoint.verify", config.checkpoint.verify, {"full"}, {"sizes", "none"});
   rules.unbuilt(config.metrics.tensorboard, "metrics.tensorboard", "TensorBoard files; metrics.jsonl has every value");
-  rules.one_of("memory.recompute", config.memory.recompute, {"none"}, {"selective", "full"});
   rules.one_of("comm.backend", config.comm.backend, {"auto", "mpi"}, {"nccl", "ucc"});
   rules.one_of("comm.progress", config.comm.progress, {"poll"}, {"thread"});
 }

@@ -126,7 +126,7 @@ inline LayoutOutcome run_layout(const comm::Group& world, Layout layout, const L
   train::resolve(config, layout.dp);
   const int64_t steps = reduction == parallel::Reduction::kCanonical ? config.train.steps : 1;
   const parallel::Mesh mesh(world, parallel::mesh_sizes(config.parallel, layout.dp));
-  model::Transformer transformer({.model = config.model, .moe = config.moe, .seed = 11}, mesh.ep());
+  model::Transformer transformer({.model = config.model, .moe = config.moe, .memory = config.memory, .seed = 11}, mesh.ep());
   layout_case.prepare(transformer);
   Failpoints none;
   train::TrainStep step(config, mesh, transformer, none);

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/stage_memory.h"
+
+#include <algorithm>
+#include <map>
+#include <string>
+
+namespace conclave::model {
+namespace {
+
+using Stages = std::vector<std::unique_ptr<nn::Stage>>;
+
+// "layers.3" of "layers.3.attention"; empty outside the blocks.
+std::string block_of(const nn::Stage& stage) {
+  const auto& name = stage.name();
+  return name.starts_with("layers.") ? name.substr(0, name.find('.', sizeof "layers." - 1)) : "";
+}
+
+bool reads(const nn::Stage& stage, nn::Slot slot) {
+  const auto inputs = stage.inputs();
+  return std::find(inputs.begin(), inputs.end(), slot) != inputs.end();
+}
+
+bool wanted(nn::Redo redo, Recompute recompute) {
+  switch (redo) {
+    case nn::Redo::kNever:
+      return false;
+    case nn::Redo::kAlways:
+      return true;
+    case nn::Redo::kSelective:
+      return recompute != Recompute::kNone;
+    case nn::Redo::kFull:
+      return recompute == Recompute::kFull;
+  }
+  return false;
+}
+
+// Whether stage s runs again in backward. A block's result is the input of the next one and stays.
+bool runs_again(const Stages& stages, size_t s, Recompute recompute) {
+  if (!wanted(stages[s]->redo(), recompute) || block_of(*stages[s]).empty()) return false;
+  for (const nn::Slot slot : stages[s]->outputs())
+    for (const auto& reader : stages)
+      if (reads(*reader, slot) && block_of(*reader) != block_of(*stages[s])) return false;
+  return true;
+}
+
+}  // namespace
+
+std::vector<StageMemory> plan_memory(const Stages& stages, Recompute recompute) {
+  std::vector<bool> again(stages.size());
+  for (size_t s = 0; s < stages.size(); ++s) again[s] = runs_again(stages, s, recompute);
+  std::map<std::string, size_t> last_of_block;
+  for (size_t s = 0; s < stages.size(); ++s) last_of_block[block_of(*stages[s])] = s;
+  std::vector<StageMemory> memory(stages.size());
+  for (size_t s = 0; s < stages.size(); ++s) {
+    if (again[s]) {
+      auto& end = memory[last_of_block[block_of(*stages[s])]];
+      end.dropped.push_back(s);
+      end.again.push_back(s);
+      continue;
+    }
+    for (const nn::Slot slot : stages[s]->outputs()) {
+      size_t last = s;
+      bool read_again = false;
+      for (size_t r = s + 1; r < stages.size(); ++r) {
+        if (!reads(*stages[r], slot)) continue;
+        last = r;
+        read_again |= stages[r]->backward_reads_inputs() || again[r];
+      }
+      if (last != s && !read_again) memory[last].unread.push_back(slot);
+    }
+  }
+  return memory;
+}
+
+}  // namespace conclave::model

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// What backward makes again has the bits that forward had: every level of memory.recompute, and rows sent again,
+// against a run that keeps everything.
+#include "support/ranks.h"
+#include "train/layout_runs.h"
+
+namespace conclave::test {
+namespace {
+
+LayoutCase with(model::Recompute recompute, moe::BackwardRows rows, bool dense_first) {
+  return {.name = "Recompute",
+          .change =
+              [=](train::RunConfig& config) {
+                config.memory.recompute = recompute;
+                config.moe.dispatch.backward_rows = rows;
+                config.moe.shared_gate = true;
+                if (dense_first) config.moe.layers = moe::LayerPattern{.first_k_dense = 1};
+                config.moe.capacity.factor = 1.25;
+              },
+          .padding = true};
+}
+
+TEST(RecomputeRanks, EveryLevelHasTheBitsOfKeepingAll) {
+  using model::Recompute;
+  using moe::BackwardRows;
+  for (const bool dense_first : {false, true}) {
+    const auto kept =
+        run_layout({}, {}, with(Recompute::kNone, BackwardRows::kKeep, dense_first), parallel::Reduction::kCanonical);
+    for (const auto recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
+      for (const auto rows : {BackwardRows::kKeep, BackwardRows::kResend}) {
+        const auto layout_case = with(recompute, rows, dense_first);
+        expect_same(run_layout({}, {}, layout_case, parallel::Reduction::kCanonical), kept);
+        run_ranks(2, [&](const comm::Group& world) {
+          const auto spread = run_layout(world, {2, 2}, layout_case, parallel::Reduction::kCanonical);
+          if (world.rank() == 0) expect_same(spread, kept);
+        });
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace conclave::test
