@@ -83,7 +83,9 @@ TEST(GradientNormRanksTest, WhatIsNotFiniteIsNamedByItsOwnerAlone) {
     auto all = parameters();
     const Ownership owned = shards_over(group, all);
     const GradientNorm norm(all, owned, comm::Group());
-    const auto found = [&] { return norm.non_finite_owned(own(all, owned.dense, false), own(all, owned.expert, true)); };
+    const auto found = [&] {
+      return norm.non_finite_owned(own(all, owned.dense, false), own(all, owned.expert, true));
+    };
     EXPECT_EQ(found(), std::nullopt);
     for (const auto& [index, name] : {std::pair<size_t, std::string>{0, "z.large"}, {3, "a.large"}}) {
       const auto& parameter = all.all()[index];

@@ -149,7 +149,7 @@ inline std::vector<Fragment> gradient_fragments(const train::TrainStep& step, co
   return fragments;
 }
 
-// One rank's training in a layout.
+// One rank's training in a layout, on one thread.
 class RankRun {
  public:
   RankRun(const comm::Group& world, Layout layout, const LayoutCase& layout_case, parallel::Reduction reduction,
@@ -188,6 +188,7 @@ class RankRun {
 
  private:
   static train::RunConfig config_of(Layout layout, const LayoutCase& layout_case, parallel::Reduction reduction) {
+    at::set_num_threads(1);
     train::RunConfig config = layout_config(layout_case);
     config.parallel.ep = layout.ep;
     config.parallel.zero = layout.zero;
@@ -209,8 +210,8 @@ class RankRun {
 // one with fast. Collective.
 inline LayoutOutcome run_layout(const comm::Group& world, Layout layout, const LayoutCase& layout_case,
                                 parallel::Reduction reduction, int threads = 1) {
-  at::set_num_threads(threads);
   RankRun run(world, layout, layout_case, reduction);
+  at::set_num_threads(threads);
   const int64_t steps = reduction == parallel::Reduction::kCanonical ? run.config().train.steps : 1;
   LayoutOutcome outcome;
   for (int64_t i = 0; i < steps; ++i) {

@@ -73,9 +73,7 @@ TEST(StepDecay, SparesTheKindsThatAreListedAndNoOthers) {
     for (const auto& parameter : with.parameters().all()) {
       const std::string kind = nn::kind_name(parameter.kind);
       const bool spared = std::find(listed.begin(), listed.end(), kind) != listed.end();
-      const auto value = [&](RankRun& r) {
-        return nn::view_of(r.parameters().flat(parameter.expert), parameter);
-      };
+      const auto value = [&](RankRun& r) { return nn::view_of(r.parameters().flat(parameter.expert), parameter); };
       EXPECT_EQ(value(with).equal(value(without)), spared) << parameter.parts[0].name;
       ++kinds[kind];
     }

@@ -73,7 +73,9 @@ class RankStore {
     return store_.save(contents, run.state()).state;
   }
   void load(RankRun& run, int64_t step) {
-    const auto manifest = store_.resume({.mode = "must"}, run.state());
+    checkpoint::ResumeRequest request;
+    request.mode = "must";
+    const auto manifest = store_.resume(request, run.state());
     ASSERT_TRUE(manifest && manifest->step == step);
     run.restore(step);
   }
