@@ -98,7 +98,7 @@ std::vector<double> GradientNorm::sums_of_squares(const Pieces& pieces, const Te
   std::vector<double> sums;
   const double* next = slices.data();
   for (const Piece& piece : pieces.all) {
-    sums.push_back(kernels::tree_sum({next, static_cast<size_t>(slices_in(piece.count))}));
+    sums.push_back(tree_sum(std::span<const double>(next, static_cast<size_t>(slices_in(piece.count)))));
     next += slices_in(piece.count);
   }
   return sums;

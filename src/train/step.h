@@ -59,7 +59,7 @@ class TrainStep {
   model::GradientNorm norm_;
   optim::AdamW dense_, expert_;
   int64_t updates_ = 0;
-  std::vector<double> losses_, targets_;   // of this rank's micro-batches
+  std::vector<double> losses_, targets_;  // of this rank's micro-batches
   // The first tensors of this rank whose gradients were not finite.
   std::optional<std::string> dense_fault_, expert_fault_;
   model::RoutingTotals totals_;
