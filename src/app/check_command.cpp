@@ -60,11 +60,13 @@ std::string memory_lines(const RunConfig& config, const model::ModelShape& shape
                          .micro_batches = config.train.global_batch_size / config.train.micro_batch_size,
                          .micro_batch_tokens = config.train.micro_batch_size * config.data.seq_len,
                          .reduction = config.parallel.reduction,
-                         .recompute = config.memory.recompute};
+                         .recompute = config.memory.recompute,
+                         .zero = config.parallel.zero};
   const model::RankBytes bytes = model::rank_bytes(shape, plan);
-  std::string text = fmt::format(
-      "memory: {} on each rank (parameters {}, gradients {}, moments {}, activations about {})\n", gib(bytes.total()),
-      gib(bytes.parameters), gib(bytes.gradients), gib(bytes.moments), gib(bytes.activations));
+  std::string text =
+      fmt::format("memory: {} on each rank (parameters {}, gradients {}, moments {}{}, activations about {})\n",
+                  gib(bytes.total()), gib(bytes.parameters), gib(bytes.gradients), gib(bytes.moments),
+                  plan.zero == 1 ? " (zero 1)" : "", gib(bytes.activations));
   if (plan.reduction != parallel::Reduction::kCanonical) return text;
   const int64_t sets = model::gradient_buffers(plan);
   plan.reduction = parallel::Reduction::kFast;

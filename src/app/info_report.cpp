@@ -114,7 +114,8 @@ model::MemoryPlan memory_plan(const train::RunConfig& config, int64_t ranks) {
           .micro_batches = config.train.global_batch_size / micro,
           .micro_batch_tokens = micro * config.data.seq_len,
           .reduction = parallel.reduction,
-          .recompute = config.memory.recompute};
+          .recompute = config.memory.recompute,
+          .zero = parallel.zero};
 }
 
 std::string memory_table(const train::RunConfig& config, const model::ModelShape& shape, int64_t ranks) {
@@ -124,9 +125,10 @@ std::string memory_table(const train::RunConfig& config, const model::ModelShape
   const bool canonical = plan.reduction == parallel::Reduction::kCanonical;
   const auto sets = fmt::format("  gradients ({} sets{})", gradient_buffers(plan),
                                 canonical && plan.ep > 1 ? fmt::format(", x {} for local experts", plan.ep) : "");
-  return fmt::format("Layout: {} ranks, dp {}, ep {}, {} micro-batches of {} tokens a step, reduction {}, fp32\n",
-                     ranks, plan.dp, plan.ep, plan.micro_batches, plan.micro_batch_tokens,
-                     canonical ? "canonical" : "fast") +
+  return fmt::format(
+             "Layout: {} ranks, dp {}, ep {}, {} micro-batches of {} tokens a step, reduction {}, zero {}, fp32\n",
+             ranks, plan.dp, plan.ep, plan.micro_batches, plan.micro_batch_tokens, canonical ? "canonical" : "fast",
+             plan.zero) +
          table({{"Bytes on each rank", "bytes", ""},
                 row("  parameters", bytes.parameters),
                 row(sets, bytes.gradients),

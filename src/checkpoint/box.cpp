@@ -38,7 +38,38 @@ bool next_row(const Box& part, Shape& index) {
   return false;
 }
 
+// Appends the elements [begin, end) of what `box` is when its dimensions from `dim` on are whole.
+void append_boxes(std::vector<Box>& boxes, Box box, size_t dim, int64_t begin, int64_t end) {
+  if (begin >= end) return;
+  if (dim == box.shape.size()) return boxes.push_back(std::move(box));
+  const int64_t row = *volume(std::span(box.shape).subspan(dim + 1));
+  const auto part_of_row = [&](int64_t index, int64_t from, int64_t to) {
+    Box inner = box;
+    inner.offset[dim] = index;
+    inner.shape[dim] = 1;
+    append_boxes(boxes, std::move(inner), dim + 1, from, to);
+  };
+  const int64_t first = (begin + row - 1) / row, last = end / row;  // whole rows
+  if (first > last) return part_of_row(last, begin - last * row, end - last * row);
+  part_of_row(first - 1, begin - (first - 1) * row, row);
+  if (first < last) {
+    Box middle = box;
+    middle.offset[dim] = first;
+    middle.shape[dim] = last - first;
+    boxes.push_back(std::move(middle));
+  }
+  part_of_row(last, 0, end - last * row);
+}
+
 }  // namespace
+
+std::vector<Box> boxes_of_range(const Shape& global, int64_t begin, int64_t end) {
+  const auto elements = volume(global);
+  check(elements && begin >= 0 && begin <= end && end <= *elements, "a range of a tensor's elements");
+  std::vector<Box> boxes;
+  append_boxes(boxes, {Shape(global.size(), 0), global}, 0, begin, end);
+  return boxes;
+}
 
 std::optional<int64_t> volume(std::span<const int64_t> shape) {
   if (std::any_of(shape.begin(), shape.end(), [](int64_t size) { return size < 0; })) return std::nullopt;

@@ -25,6 +25,9 @@ std::optional<int64_t> volume(std::span<const int64_t> shape);
 bool inside(const Box& box, const Shape& global);
 // Nothing if they share no element. Both have the same number of dimensions.
 std::optional<Box> intersection(const Box& a, const Box& b);
+// The elements [begin, end) of a tensor in row-major order as boxes that follow each other in memory: the rest of a
+// row, whole rows, the start of a row, in each dimension. At most 2 * dimensions - 1; none for an empty range.
+std::vector<Box> boxes_of_range(const Shape& global, int64_t begin, int64_t end);
 // Throws DataError, naming `what`, unless the boxes cover [0, global) exactly once.
 void check_tiling(const Shape& global, const std::vector<Box>& boxes, const std::string& what);
 

@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kMatrices = 3;  // of a SwiGLU block: gate, up, down
 constexpr int64_t kFloatBytes = 4;
 
+int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t query_width(const ModelShape& shape) { return shape.heads * shape.head_dim; }
 int64_t key_width(const ModelShape& shape) { return shape.kv_heads * shape.head_dim; }
 int64_t swiglu(const ModelShape& shape, int64_t width) { return kMatrices * shape.hidden * width; }
@@ -147,9 +148,10 @@ RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan) {
   RankBytes bytes;
   bytes.parameters = kFloatBytes * (replicated + local_experts);
   bytes.gradients = kFloatBytes * buffers * (replicated + sources * local_experts);
-  bytes.moments = 2 * bytes.parameters;
-  bytes.activations = kFloatBytes * plan.micro_batch_tokens *
-                      (saved_numbers(shape, plan) + 2 * shape.hidden);  // final norm: input and output
+  const int64_t dense_owners = plan.zero == 1 ? plan.dp : 1, expert_owners = plan.zero == 1 ? plan.dp / plan.ep : 1;
+  bytes.moments = 2 * kFloatBytes * (divided_up(replicated, dense_owners) + divided_up(local_experts, expert_owners));
+  bytes.activations =
+      kFloatBytes * plan.micro_batch_tokens * (saved_numbers(shape, plan) + 2 * shape.hidden);  // final norm: input and output
   return bytes;
 }
 

@@ -73,9 +73,11 @@ struct MemoryPlan {
   int64_t micro_batch_tokens = 0;  // on one rank
   parallel::Reduction reduction = parallel::Reduction::kFast;
   Recompute recompute = Recompute::kNone;
+  int64_t zero = 0;  // 1: moments are sharded over the ranks that hold the same parameters
 };
 
-// Bytes on one rank in fp32, where a parameter is its own master copy. Activations are an estimate of what forward
+// Bytes on one rank in fp32, where a parameter is its own master copy. Moments that are sharded are an even division;
+// real shards differ by up to a slice of the norm, 65,536 parameters. Activations are an estimate of what forward
 // keeps for backward of one micro-batch under balanced routing: no padding, no logits (cross entropy runs in chunks),
 // no buffers of the allocator or the transport.
 struct RankBytes {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The global gradient norm, each expert counted once whoever owns it: sums of squares in fp64 for each logical tensor,
-// added on the fixed tree in the order of their names, so that the bits do not depend on dp or ep. Also finds what is
-// not finite.
+// The global gradient norm, each element counted once whoever owns it: sums of squares in fp64 for each slice of a
+// logical tensor, added on fixed trees over the slices of a tensor and over tensors in the order of their names, so
+// that the bits do not depend on dp, ep or who owns what. Also finds what is not finite.
 #pragma once
 
 #include <optional>
@@ -9,28 +9,54 @@
 
 #include "comm/group.h"
 #include "nn/parameters.h"
+#include "parallel/shards.h"
 
 namespace conclave::model {
+
+// Where slices of the norm begin in the flat buffer, ascending: shards cut there leave every slice with one owner. Only
+// places on 64-byte boundaries of an fp32 buffer.
+std::vector<int64_t> norm_slice_starts(const nn::Parameters& parameters, bool expert);
+
+// Who owns what of the flat buffers.
+struct Ownership {
+  parallel::Shards dense{0}, expert{0};
+  const parallel::Shards& operator[](bool of_expert) const { return of_expert ? expert : dense; }
+};
 
 class GradientNorm {
  public:
   // Collective over `ep` (names of the experts elsewhere).
-  GradientNorm(const nn::Parameters& parameters, const comm::Group& ep);
-  // Square root of the sum of squares. Collective over `ep`; equal on all ranks. `dense` and `expert` are laid out like
-  // the parameters.
+  GradientNorm(const nn::Parameters& parameters, const Ownership& ownership, const comm::Group& ep);
+  // Square root of the sum of squares. `dense` and `expert` are the gradients of the elements that this rank owns.
+  // Collective over the owners and `ep`; equal on all ranks.
   double operator()(const Tensor& dense, const Tensor& expert) const;
-  // Name of the first dense tensor, or expert's tensor of this rank, that holds a NaN or an infinity.
+  // Name of the first dense tensor, or expert's tensor of this rank, that holds a NaN or an infinity, in a buffer laid
+  // out like the parameters.
   std::optional<std::string> non_finite_dense(const Tensor& dense) const;
   std::optional<std::string> non_finite_expert(const Tensor& expert) const;
+  // The first of all in the gradients of the elements that this rank owns.
+  std::optional<std::string> non_finite_owned(const Tensor& dense, const Tensor& expert) const;
 
  private:
   struct Piece {
     std::string name;
     int64_t begin, count;
   };
-  static std::optional<std::string> search(const std::vector<Piece>& pieces, const Tensor& flat);
+  // Of one flat buffer.
+  struct Pieces {
+    std::vector<Piece> all;
+    parallel::Shards shards;
+    std::vector<int64_t> slices_of_rank;
+  };
+  static Pieces pieces_of(const nn::Parameters& parameters, const parallel::Shards& shards, bool expert);
+  // The part of `piece` that lies in [begin, end).
+  static Piece clipped(const Piece& piece, int64_t begin, int64_t end);
+  // `range` are the elements of the flat buffer from `begin` on.
+  static std::optional<std::string> search(const Pieces& pieces, const Tensor& range, int64_t begin);
+  // By piece, whoever owns it. Collective over the owners.
+  static std::vector<double> sums_of_squares(const Pieces& pieces, const Tensor& own);
 
-  std::vector<Piece> dense_, expert_;
+  Pieces dense_, expert_;
   std::vector<size_t> order_;  // of (dense, experts of rank 0, experts of rank 1, ...) by name
   comm::Group ep_;
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdamW (Loshchilov and Hutter 2019) over one flat buffer of parameters: moments of the same layout, one pass over
-// ranges. It knows neither names nor ranks.
+// AdamW (Loshchilov and Hutter 2019) over one flat buffer of parameters, or a shard of one: moments of the same layout,
+// one pass over ranges. It knows neither names nor ranks.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ struct StepSize {
 
 class AdamW {
  public:
-  // `ranges` cover what is trained; neighbours with the same treatment are merged.
+  // `ranges` of `parameters` cover what is trained; neighbours with the same treatment are merged.
   AdamW(const OptimConfig& config, const Tensor& parameters, const std::vector<Range>& ranges);
   void step(Tensor& parameters, const Tensor& gradients, const StepSize& size);
   Tensor& first_moment() { return m_; }

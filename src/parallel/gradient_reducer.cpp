@@ -2,7 +2,7 @@
 #include "parallel/gradient_reducer.h"
 
 #include <algorithm>
-#include <bit>
+#include <optional>
 #include <vector>
 
 #include "core/error.h"
@@ -37,10 +37,10 @@ class CanonicalReducer : public GradientReducer<T> {
  public:
   explicit CanonicalReducer(const GradientLayout& layout)
       : dp_(layout.dp.size()),
-        dense_(layout.dense),
+        dense_(layout.dense.elements()),
         dense_sum_(layout.dp, layout.dense, 1),
         expert_sum_(layout.edp, layout.expert, static_cast<int>(layout.ep)) {
-    for (int64_t source = 0; source < layout.ep; ++source) experts_.emplace_back(layout.expert);
+    for (int64_t source = 0; source < layout.ep; ++source) experts_.emplace_back(layout.expert.elements());
   }
 
   void begin_step(int64_t micro_batches) override {
@@ -70,12 +70,11 @@ class CanonicalReducer : public GradientReducer<T> {
   }
   void finish() override {
     counter_.finish();
-    dense_result_ = dense_.finish();
-    dense_sum_.run(std::span<const std::span<T>>(&dense_result_, 1));
+    const std::span<T> subtree = dense_.finish();
+    dense_result_ = dense_sum_.run(std::span<const std::span<T>>(&subtree, 1));
     std::vector<std::span<T>> subtrees;
     for (TreeAccumulator<T>& expert : experts_) subtrees.push_back(expert.finish());
-    expert_sum_.run(subtrees);
-    expert_result_ = subtrees[0];
+    expert_result_ = expert_sum_.run(subtrees);
   }
   std::span<T> dense() override { return dense_result_; }
   std::span<T> expert() override { return expert_result_; }
@@ -85,48 +84,72 @@ class CanonicalReducer : public GradientReducer<T> {
   StepCounter counter_;
   TreeAccumulator<T> dense_;
   std::vector<TreeAccumulator<T>> experts_;  // by source
-  TreeAllReduce<T> dense_sum_;
-  TreeAllReduce<T> expert_sum_;
+  TreeReduce<T> dense_sum_;
+  TreeReduce<T> expert_sum_;
   std::span<T> dense_result_;
   std::span<T> expert_result_;
+};
+
+// One buffer, added to by all micro-batches, and its sum over the ranks that hold copies.
+template <typename T>
+class FastSum {
+ public:
+  FastSum(const comm::Group& group, const Shards& owned) : group_(group), owned_(owned), buffer_(owned.elements()) {
+    if (owned.group().size() > 1) sum_.emplace(group, owned, 1);
+  }
+  std::span<T> buffer() const { return buffer_.span(); }
+  std::span<T> own() const { return owned_.own(buffer()); }
+  void run() {
+    const std::span<T> all = buffer();
+    if (sum_) {
+      sum_->run(std::span<const std::span<T>>(&all, 1));
+    } else {
+      group_.all_reduce(all);
+    }
+  }
+
+ private:
+  comm::Group group_;
+  Shards owned_;
+  AlignedBuffer<T> buffer_;
+  std::optional<TreeReduce<T>> sum_;  // where ranks own shards; else the transport's
 };
 
 template <typename T>
 class FastReducer : public GradientReducer<T> {
  public:
   explicit FastReducer(const GradientLayout& layout)
-      : dp_(layout.dp), edp_(layout.edp), ep_(layout.ep), dense_(layout.dense), expert_(layout.expert) {}
+      : dp_(layout.dp.size()), ep_(layout.ep), dense_(layout.dp, layout.dense), expert_(layout.edp, layout.expert) {}
 
   void begin_step(int64_t micro_batches) override {
-    counter_.begin(micro_batches, dp_.size());
-    fill_zero(dense_.span());
-    fill_zero(expert_.span());
+    counter_.begin(micro_batches, dp_);
+    fill_zero(dense_.buffer());
+    fill_zero(expert_.buffer());
   }
   std::span<T> dense_gradient() override {
     counter_.check_open();
-    return dense_.span();
+    return dense_.buffer();
   }
   std::span<T> expert_gradient(int64_t source) override {
     counter_.check_open();
     check(source >= 0 && source < ep_, "a source is a rank of the ep group");
-    return expert_.span();
+    return expert_.buffer();
   }
   void micro_batch_done() override { counter_.done(); }
   void finish() override {
     counter_.finish();
-    dp_.all_reduce(dense_.span());
-    edp_.all_reduce(expert_.span());
+    dense_.run();
+    expert_.run();
   }
-  std::span<T> dense() override { return dense_.span(); }
-  std::span<T> expert() override { return expert_.span(); }
+  std::span<T> dense() override { return dense_.own(); }
+  std::span<T> expert() override { return expert_.own(); }
 
  private:
-  comm::Group dp_;
-  comm::Group edp_;
+  int64_t dp_;
   int64_t ep_;
   StepCounter counter_;
-  AlignedBuffer<T> dense_;
-  AlignedBuffer<T> expert_;
+  FastSum<T> dense_;
+  FastSum<T> expert_;
 };
 
 }  // namespace

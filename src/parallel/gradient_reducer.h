@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Collects weight gradients over the micro-batches of a step and sums them over the ranks: dense ones over dp, those of
 // local experts over edp. Sums only; whoever holds the token count divides once. It knows no tensors: gradients are two
-// flat ranges, dense and expert, in the layout of the parameters.
+// flat ranges, dense and expert, in the layout of the parameters. Each rank gets the sums of the elements that it owns.
 //
 // The order of a step, the same on all ranks:
 //   begin_step(M); for each own micro-batch: add into dense_gradient() and expert_gradient(s) for every source s, then
-//   micro_batch_done(); finish(); dense() and expert() are the sums until the next begin_step.
+//   micro_batch_done(); finish(); dense() and expert() are the owned sums until the next begin_step.
 // A *source* is the rank of the ep group whose tokens the gradient comes from: local experts work for the tokens of all
 // ep ranks at the same local step. `canonical` sums each source's micro-batches apart, as the tree over the global
 // micro-batch index needs it (contract 8), at the price of ep times the expert buffers; `fast` has one buffer for all,
@@ -18,15 +18,16 @@
 
 #include "comm/group.h"
 #include "parallel/parallel_config.h"
+#include "parallel/shards.h"
 
 namespace conclave::parallel {
 
 struct GradientLayout {
-  comm::Group dp;      // ranks with the same dense weights
-  comm::Group edp;     // ranks with the same experts; dp = edp * ep, dp rank = edp rank * ep + ep rank
-  int64_t ep = 1;      // sources per rank
-  int64_t dense = 0;   // elements
-  int64_t expert = 0;  // elements, of this rank's experts
+  comm::Group dp;    // ranks with the same dense weights
+  comm::Group edp;   // ranks with the same experts; dp = edp * ep, dp rank = edp rank * ep + ep rank
+  int64_t ep = 1;    // sources per rank
+  Shards dense{0};   // over dp, or everything on each rank
+  Shards expert{0};  // of this rank's experts, over edp, or everything
 };
 
 // T is float or double.
@@ -42,7 +43,7 @@ class GradientReducer {
   virtual void micro_batch_done() = 0;
   // Collective over dp and edp.
   virtual void finish() = 0;
-  // The global sums, the same on all ranks of dp and edp. The caller may change them in place (scale, clip).
+  // The global sums of the elements this rank owns. The caller may change them in place (scale, clip).
   virtual std::span<T> dense() = 0;
   virtual std::span<T> expert() = 0;
 };

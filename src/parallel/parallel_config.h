@@ -16,7 +16,7 @@ struct ParallelConfig {
   int64_t etp = 1;
   int64_t cp = 1;
   int64_t pp = 1;
-  int64_t zero = 0;
+  int64_t zero = 1;
   bool sequence_parallel = true;
   Reduction reduction = Reduction::kFast;
   ExecutorType executor = ExecutorType::kSequential;
@@ -30,7 +30,9 @@ struct ParallelConfig {
     field("etp", etp, "tensor-parallel ranks inside an expert", config::kRanks);
     field("cp", cp, "context-parallel ranks", config::kRanks);
     field("pp", pp, "pipeline stages", config::kRanks);
-    field("zero", zero, "sharding of optimizer state over dp: 0 or 1", config::kNotNegative);
+    field("zero", zero,
+          "1 = each rank keeps and updates a shard of the AdamW moments of what it shares with others; 0 = all of them",
+          config::kNotNegative);
     field("sequence_parallel", sequence_parallel, "with tp > 1: norms and routing on token shards");
     field("reduction", reduction, "canonical = bitwise independent of dp and ep; fast = the transport's order");
     field("executor", executor, "how the stages of a step are ordered");

@@ -131,58 +131,76 @@ std::span<T> TreeAccumulator<T>::finish() {
 }
 
 template <typename T>
-TreeAllReduce<T>::TreeAllReduce(const comm::Group& group, int64_t elements, int subtrees_per_rank)
+TreeReduce<T>::TreeReduce(const comm::Group& group, const Shards& wanted, int subtrees_per_rank, int64_t round)
     : group_(group),
-      elements_(elements),
-      subtrees_per_rank_(subtrees_per_rank),
-      cuts_(slice_cuts(elements, group.size())) {
-  for (int r = 0; r < group_.size(); ++r) slice_sizes_.push_back(cuts_[r + 1] - cuts_[r]);
-  own_sizes_.assign(group_.size(), slice_sizes_[group_.rank()]);
-  if (group_.size() == 1) return;
+      wanted_(wanted),
+      parts_(wanted.group().size() == group.size() ? wanted
+                                                   : Shards(group, slice_cuts(wanted.elements(), group.size()))),
+      subtrees_per_rank_(subtrees_per_rank) {
+  check(wanted.group().size() == 1 || wanted.group().size() == group.size(), "shards are those of the ranks that sum");
+  const int ranks = group_.size();
+  if (ranks == 1) return;
   // A power of two of subtrees is one subtree of the rank; others have to travel one by one.
-  const int travelling = is_power_of_two(subtrees_per_rank_) ? 1 : subtrees_per_rank_;
-  received_ = AlignedBuffer<T>(travelling * group_.size() * slice_sizes_[group_.rank()]);
+  const int64_t travelling = is_power_of_two(subtrees_per_rank_) ? 1 : subtrees_per_rank_;
+  for (int r = 0; r < ranks; ++r) longest_ = std::max(longest_, parts_.cuts()[r + 1] - parts_.cuts()[r]);
+  round_ = std::clamp<int64_t>(round / (ranks * travelling), kCacheLine, longest_ + kCacheLine);
+  sent_ = AlignedBuffer<T>(travelling * std::min(ranks * round_, parts_.elements()));
+  received_ = AlignedBuffer<T>(travelling * ranks * std::min(round_, parts_.count()));
 }
 
 template <typename T>
-void TreeAllReduce<T>::run(std::span<const std::span<T>> subtrees) {
+std::span<T> TreeReduce<T>::run(std::span<const std::span<T>> subtrees) {
   check(std::ssize(subtrees) == subtrees_per_rank_, "every rank brings the agreed number of subtrees");
   std::vector<T*> parts;
   for (const std::span<T> subtree : subtrees) {
-    check(std::ssize(subtree) == elements_, "every subtree has the agreed size");
+    check(std::ssize(subtree) == parts_.elements(), "every subtree has the agreed size");
     parts.push_back(subtree.data());
   }
-  const std::span<T> result = subtrees[0];
   const int ranks = group_.size();
   if (ranks == 1 || is_power_of_two(subtrees_per_rank_)) {
-    fold_all(std::span<T* const>(parts), elements_);
+    fold_all(std::span<T* const>(parts), parts_.elements());
     parts.resize(1);
   }
-  if (ranks == 1) return;
-  const int64_t own = slice_sizes_[group_.rank()];
-  const auto travelling = std::ssize(parts);
-  std::vector<comm::Work> works;
-  for (int64_t i = 0; i < travelling; ++i)
-    works.push_back(group_.start_all_to_all_v(std::span<const T>(subtrees[i]), std::span<const int64_t>(slice_sizes_),
-                                              received_.span().subspan(i * ranks * own, ranks * own),
-                                              std::span<const int64_t>(own_sizes_)));
-  for (comm::Work& work : works) work.finish();
+  for (int64_t first = 0; first < longest_; first += round_) exchange(parts, first);
+  if (wanted_.group().size() < ranks) parts_.gather(subtrees[0]);
+  return wanted_.own(subtrees[0]);
+}
+
+// The elements [first, first + round) of every part.
+template <typename T>
+void TreeReduce<T>::exchange(std::span<T* const> travelling, int64_t first) {
+  const std::vector<int64_t>& cuts = parts_.cuts();
+  const auto in_round = [&](int rank) { return std::clamp<int64_t>(cuts[rank + 1] - cuts[rank] - first, 0, round_); };
+  const int64_t subtrees = std::ssize(travelling), own = in_round(group_.rank());
+  std::vector<int64_t> send_counts;
+  T* to = sent_.span().data();
+  for (int r = 0; r < group_.size(); ++r) {
+    const int64_t count = in_round(r);
+    for (const T* const subtree : travelling) {
+      for_pieces(count, [&](int64_t begin, int64_t end) {
+        const T* const from = subtree + cuts[r] + first;
+        std::copy(from + begin, from + end, to + begin);
+      });
+      to += count;
+    }
+    send_counts.push_back(subtrees * count);
+  }
+  const std::vector<int64_t> receive_counts(group_.size(), subtrees * own);
+  group_.all_to_all_v(std::span<const T>(sent_.span().data(), to), std::span<const int64_t>(send_counts),
+                      received_.span().first(group_.size() * subtrees * own), std::span<const int64_t>(receive_counts));
   std::vector<T*> leaves;  // rank by rank, each with its subtrees
-  for (int r = 0; r < ranks; ++r)
-    for (int64_t i = 0; i < travelling; ++i) leaves.push_back(received_.span().data() + (i * ranks + r) * own);
-  const std::span<T> slice = result.subspan(cuts_[group_.rank()], own);
+  for (int64_t i = 0; i < group_.size() * subtrees; ++i) leaves.push_back(received_.span().data() + i * own);
   for_pieces(own, [&](int64_t begin, int64_t end) {
     fold(std::span<T* const>(leaves), begin, end);
-    std::copy(leaves[0] + begin, leaves[0] + end, slice.data() + begin);
+    std::copy(leaves[0] + begin, leaves[0] + end, travelling[0] + parts_.begin() + first + begin);
   });
-  group_.all_gather_v(std::span<const T>(slice), result, std::span<const int64_t>(slice_sizes_));
 }
 
 template void fill_zero<float>(std::span<float>);
 template void fill_zero<double>(std::span<double>);
 template class TreeAccumulator<float>;
 template class TreeAccumulator<double>;
-template class TreeAllReduce<float>;
-template class TreeAllReduce<double>;
+template class TreeReduce<float>;
+template class TreeReduce<double>;
 
 }  // namespace conclave::parallel

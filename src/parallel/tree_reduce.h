@@ -11,6 +11,7 @@
 #include "comm/group.h"
 #include "core/tree_sum.h"
 #include "parallel/aligned_buffer.h"
+#include "parallel/shards.h"
 
 namespace conclave::parallel {
 
@@ -58,24 +59,30 @@ class TreeAccumulator {
 };
 
 // Sums subtrees over the ranks of a group, on the tree over (rank, subtree of that rank): rank 0's subtrees come first.
-// The subtrees of a rank stand for equally many micro-batches. Slices go to the ranks, are summed there, and are
-// gathered.
+// The subtrees of a rank stand for equally many micro-batches. Parts go to the ranks and are summed there; who wants
+// more than its part has the others' gathered. Parts travel in rounds, so the memory for them is bounded.
 template <typename T>
-class TreeAllReduce {
+class TreeReduce {
  public:
-  TreeAllReduce(const comm::Group& group, int64_t elements, int subtrees_per_rank);
-  // Collective. Every span holds `elements`. Leaves the sum in subtrees[0] on every rank; the others are scratch
-  // afterwards.
-  void run(std::span<const std::span<T>> subtrees);
+  static constexpr int64_t kRound = 1 << 20;
+
+  // `group` are the ranks that hold copies, `wanted` what each needs the sum of: shards over the same group, or all.
+  // `round`: about so many elements are exchanged at a time.
+  TreeReduce(const comm::Group& group, const Shards& wanted, int subtrees_per_rank, int64_t round = kRound);
+  // Collective. Every span holds wanted.elements(). Returns the sum of this rank's wanted elements, which lies in its
+  // place in subtrees[0]; everything else is scratch afterwards.
+  std::span<T> run(std::span<const std::span<T>> subtrees);
 
  private:
+  void exchange(std::span<T* const> travelling, int64_t first);
+
   comm::Group group_;
-  int64_t elements_;
+  Shards wanted_;
+  Shards parts_;  // which rank sums what
   int subtrees_per_rank_;
-  std::vector<int64_t> cuts_;
-  std::vector<int64_t> slice_sizes_;
-  std::vector<int64_t> own_sizes_;  // this rank's slice, once per rank
-  AlignedBuffer<T> received_;       // [subtree][rank][own slice]
+  int64_t longest_ = 0;               // part
+  int64_t round_ = 0;                 // elements of each part in a round
+  AlignedBuffer<T> sent_, received_;  // [rank][subtree][elements of the round]
 };
 
 }  // namespace conclave::parallel

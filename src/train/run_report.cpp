@@ -18,7 +18,8 @@ model::MemoryPlan memory_plan(const RunConfig& config, const parallel::Mesh& mes
           .micro_batches = config.train.global_batch_size / config.train.micro_batch_size,
           .micro_batch_tokens = config.train.micro_batch_size * config.data.seq_len,
           .reduction = config.parallel.reduction,
-          .recompute = config.memory.recompute};
+          .recompute = config.memory.recompute,
+          .zero = config.parallel.zero};
 }
 
 std::string host_text(const std::vector<std::string>& hosts) {
@@ -52,10 +53,11 @@ std::string startup_block(const RunConfig& config, const parallel::Mesh& mesh, c
   std::string text = around.version + "\n";
   text += row("ranks", fmt::format("{}, {} thread{} each, transport {}", host_text(around.hosts), around.threads,
                                    around.threads == 1 ? "" : "s", around.transport));
-  text +=
-      row("layout", fmt::format("dp {} x ep {} (experts spread over {} of the data-parallel ranks), reduction {}",
-                                mesh.dp().size(), mesh.ep().size(), mesh.ep().size(),
-                                config.parallel.reduction == parallel::Reduction::kCanonical ? "canonical" : "fast"));
+  text += row("layout",
+              fmt::format("dp {} x ep {} (experts spread over {} of the data-parallel ranks), reduction {}, zero {}",
+                          mesh.dp().size(), mesh.ep().size(), mesh.ep().size(),
+                          config.parallel.reduction == parallel::Reduction::kCanonical ? "canonical" : "fast",
+                          config.parallel.zero));
   text += row("model", model_text(shape));
   text += row("", fmt::format("{} parameters, {} active, {} embedding; {} FLOPs per token in training",
                               short_count(parameters.total()), short_count(parameters.active()),
@@ -127,9 +129,9 @@ std::string expert_table(const std::vector<Evaluation>& results, const std::vect
 }
 
 checkpoint::Json environment(const RunConfig& config, const parallel::Mesh& mesh, const Surroundings& around) {
-  return {{"version", around.version}, {"hosts", around.hosts},  {"transport", around.transport},
-          {"threads", around.threads}, {"dp", mesh.dp().size()}, {"ep", mesh.ep().size()},
-          {"seed", config.train.seed}};
+  return {{"version", around.version},    {"hosts", around.hosts},    {"transport", around.transport},
+          {"threads", around.threads},    {"dp", mesh.dp().size()},   {"ep", mesh.ep().size()},
+          {"zero", config.parallel.zero}, {"seed", config.train.seed}};
 }
 
 }  // namespace conclave::train

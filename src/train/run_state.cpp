@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "checkpoint/box.h"
+
 namespace conclave::train {
 namespace {
 
@@ -14,35 +16,44 @@ std::span<std::byte> bytes_of(T* data, int64_t count) {
   return {reinterpret_cast<std::byte*>(data), static_cast<size_t>(count) * sizeof(T)};
 }
 
-// A flat buffer laid out like the parameters'.
+// What this rank holds of a flat buffer laid out like the parameters'.
 struct Flat {
-  Tensor data;
+  Tensor data;  // the elements from `begin` on
+  int64_t begin;
   bool expert;
   const char* role;
   bool writes;
 };
 
+// One entry for each box: a logical tensor that lies whole in the range is one, a cut one a few.
 void append_flat(StateDict& state, const nn::Parameters& parameters, const Flat& flat) {
   float* data = flat.data.data_ptr<float>();
+  const int64_t end = flat.begin + flat.data.numel();
   for (const auto& parameter : parameters.all()) {
     if (parameter.expert != flat.expert) continue;
-    int64_t begin = parameter.offset;
+    int64_t start = parameter.offset;
     for (const auto& part : parameter.parts) {
       const int64_t count = nn::element_count(part.shape);
-      state.push_back({.name = part.name,
-                       .role = flat.role,
-                       .dtype = comm::DType::kFloat32,
-                       .global_shape = part.shape,
-                       .offset = std::vector<int64_t>(part.shape.size(), 0),
-                       .shape = part.shape,
-                       .data = bytes_of(data + begin, count),
-                       .writes = flat.writes});
-      begin += count;
+      const int64_t first = std::clamp<int64_t>(flat.begin - start, 0, count);
+      int64_t at = start + first - flat.begin;
+      for (auto& box : checkpoint::boxes_of_range(part.shape, first, std::clamp<int64_t>(end - start, first, count))) {
+        const int64_t elements = nn::element_count(box.shape);
+        state.push_back({.name = part.name,
+                         .role = flat.role,
+                         .dtype = comm::DType::kFloat32,
+                         .global_shape = part.shape,
+                         .offset = std::move(box.offset),
+                         .shape = std::move(box.shape),
+                         .data = bytes_of(data + at, elements),
+                         .writes = flat.writes});
+        at += elements;
+      }
+      start += count;
     }
   }
 }
 
-// Dense state is equal on all dp ranks, an expert's on all edp ranks: the first of each writes.
+// Dense state is equal on all dp ranks, an expert's on all edp ranks: the first of each writes what all hold.
 bool writes(const parallel::Mesh& mesh, bool expert) { return (expert ? mesh.edp() : mesh.dp()).rank() == 0; }
 
 }  // namespace
@@ -50,7 +61,8 @@ bool writes(const parallel::Mesh& mesh, bool expert) { return (expert ? mesh.edp
 StateDict weight_state(model::Transformer& model, const parallel::Mesh& mesh) {
   StateDict state;
   for (const bool expert : {false, true}) {
-    append_flat(state, model.parameters(), {model.parameters().flat(expert), expert, kParamRole, writes(mesh, expert)});
+    append_flat(state, model.parameters(),
+                {model.parameters().flat(expert), 0, expert, kParamRole, writes(mesh, expert)});
   }
   return state;
 }
@@ -90,9 +102,10 @@ StateDict full_state(model::Transformer& model, TrainStep& step, const parallel:
   StateDict state = weight_state(model, mesh);
   for (const bool expert : {false, true}) {
     auto& optimizer = step.optimizer(expert);
-    append_flat(state, model.parameters(), {optimizer.first_moment(), expert, kFirstMomentRole, writes(mesh, expert)});
-    append_flat(state, model.parameters(),
-                {optimizer.second_moment(), expert, kSecondMomentRole, writes(mesh, expert)});
+    const parallel::Shards& owned = step.owned(expert);
+    const bool mine = owned.group().size() > 1 || writes(mesh, expert);
+    append_flat(state, model.parameters(), {optimizer.first_moment(), owned.begin(), expert, kFirstMomentRole, mine});
+    append_flat(state, model.parameters(), {optimizer.second_moment(), owned.begin(), expert, kSecondMomentRole, mine});
   }
   for (auto& entry : balance_state(model, mesh, counts)) state.push_back(std::move(entry));
   return state;

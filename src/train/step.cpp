@@ -12,28 +12,36 @@
 namespace conclave::train {
 namespace {
 
-std::vector<optim::Range> ranges(const nn::Parameters& parameters, bool expert,
-                                 const std::vector<std::string>& no_decay) {
-  std::vector<optim::Range> ranges;
+// ZeRO stage 1: ranks with the same weights own a shard each. Shards are cut between the slices of the gradient norm.
+model::Ownership ownership(const RunConfig& config, const parallel::Mesh& mesh, const nn::Parameters& parameters) {
+  const auto shards = [&](const comm::Group& copies, bool expert) {
+    const int64_t size = parameters.flat_size(expert);
+    if (config.parallel.zero == 0) return parallel::Shards(size);
+    return parallel::Shards(copies,
+                            parallel::cuts_at(model::norm_slice_starts(parameters, expert), size, copies.size()));
+  };
+  return {.dense = shards(mesh.dp(), false), .expert = shards(mesh.edp(), true)};
+}
+
+Tensor own_part(const Tensor& flat, const parallel::Shards& owned) {
+  return flat.narrow(0, owned.begin(), owned.count());
+}
+
+optim::AdamW make_optimizer(const RunConfig& config, const nn::Parameters& parameters, const parallel::Shards& owned,
+                            bool expert) {
+  const auto& no_decay = config.optim.no_decay;
+  std::vector<optim::Range> ranges;  // from the beginning of what is owned
   for (const auto& p : parameters.all()) {
     if (p.expert != expert) continue;
+    const int64_t begin = std::max(p.offset, owned.begin()), end = std::min(p.offset + p.count, owned.end());
     const bool decay = std::find(no_decay.begin(), no_decay.end(), nn::kind_name(p.kind)) == no_decay.end();
-    ranges.push_back({p.offset, p.count, decay});
+    if (begin < end) ranges.push_back({begin - owned.begin(), end - begin, decay});
   }
-  return ranges;
+  return {config.optim, own_part(parameters.flat(expert), owned), ranges};
 }
 
-optim::AdamW make_optimizer(const RunConfig& config, const model::Transformer& model, bool expert) {
-  const auto& parameters = model.parameters();
-  return {config.optim, parameters.flat(expert), ranges(parameters, expert, config.optim.no_decay)};
-}
-
-parallel::GradientLayout layout(const parallel::Mesh& mesh, const nn::Parameters& parameters) {
-  return {.dp = mesh.dp(),
-          .edp = mesh.edp(),
-          .ep = mesh.ep().size(),
-          .dense = parameters.flat_size(false),
-          .expert = parameters.flat_size(true)};
+parallel::GradientLayout layout(const parallel::Mesh& mesh, const model::Ownership& owned) {
+  return {.dp = mesh.dp(), .edp = mesh.edp(), .ep = mesh.ep().size(), .dense = owned.dense, .expert = owned.expert};
 }
 
 Tensor view(std::span<float> data) { return at::from_blob(data.data(), {static_cast<int64_t>(data.size())}); }
@@ -46,10 +54,11 @@ TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model:
       mesh_(mesh),
       model_(model),
       failpoints_(failpoints),
-      reducer_(parallel::make_gradient_reducer<float>(config.parallel.reduction, layout(mesh, model.parameters()))),
-      norm_(model.parameters(), mesh.ep()),
-      dense_(make_optimizer(config, model, false)),
-      expert_(make_optimizer(config, model, true)),
+      owned_(ownership(config, mesh, model.parameters())),
+      reducer_(parallel::make_gradient_reducer<float>(config.parallel.reduction, layout(mesh, owned_))),
+      norm_(model.parameters(), owned_, mesh.ep()),
+      dense_(make_optimizer(config, model.parameters(), owned_.dense, false)),
+      expert_(make_optimizer(config, model.parameters(), owned_.expert, true)),
       totals_(model) {}
 
 void TrainStep::accumulate(std::span<const Batch> batches) {
@@ -98,8 +107,7 @@ std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
   if (std::isfinite(report.loss) && std::isfinite(report.grad_norm)) return std::nullopt;
   // A rank's tokens spoil its own dense gradients and the experts of others, so those are asked first. Where every
   // rank's part is finite, the sum has overflowed.
-  auto sum = norm_.non_finite_dense(gradient_sum(false));
-  if (!sum) sum = norm_.non_finite_expert(gradient_sum(true));
+  const auto sum = norm_.non_finite_owned(gradient_sum(false), gradient_sum(true));
   for (const auto& fault : {dense_fault_, expert_fault_, sum}) {
     const auto all = mesh_.world().all_gather_text(fault.value_or(""));
     for (size_t rank = 0; rank < all.size(); ++rank) {
@@ -108,6 +116,14 @@ std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
     }
   }
   return fmt::format("loss {} with gradient norm {}", report.loss, report.grad_norm);
+}
+
+void TrainStep::update(bool expert, const optim::StepSize& size) {
+  const parallel::Shards& owned = owned_[expert];
+  Tensor& all = model_.parameters().flat(expert);
+  Tensor mine = own_part(all, owned);
+  optimizer(expert).step(mine, gradient_sum(expert), size);
+  owned.gather(std::span<float>(all.mutable_data_ptr<float>(), all.numel()));
 }
 
 StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
@@ -127,10 +143,8 @@ StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
   const double limit = config_.optim.grad_clip;
   const double clip = limit > 0 ? std::min(1.0, limit / (report.grad_norm + 1e-6)) : 1.0;
   ++updates_;
-  for (const bool expert : {false, true}) {
-    optimizer(expert).step(model_.parameters().flat(expert), gradient_sum(expert),
-                           {.lr = report.lr, .update = updates_, .grad_scale = per_target * clip});
-  }
+  for (const bool expert : {false, true})
+    update(expert, {.lr = report.lr, .update = updates_, .grad_scale = per_target * clip});
   totals_.end_step(model_);
   return report;
 }

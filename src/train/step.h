@@ -35,9 +35,11 @@ class TrainStep {
 
   int64_t updates() const { return updates_; }
   void set_updates(int64_t updates) { updates_ = updates; }
+  // What this rank updates and holds the moments of.
+  const parallel::Shards& owned(bool expert) const { return owned_[expert]; }
   optim::AdamW& optimizer(bool expert) { return expert ? expert_ : dense_; }
-  // The gradients of the last step, to look at: summed over its targets and not yet divided or clipped, laid out like
-  // the parameters.
+  // The gradients of the last step, to look at: summed over its targets and not yet divided or clipped, of what this
+  // rank owns.
   Tensor gradient_sum(bool expert) const;
 
  private:
@@ -45,17 +47,19 @@ class TrainStep {
   void search_non_finite(const nn::Gradients& gradients);
   void sum_losses(std::span<const double> own_losses, std::span<const double> own_targets, StepReport& report) const;
   std::optional<std::string> why_not(const StepReport& report) const;
+  void update(bool expert, const optim::StepSize& size);
 
   RunConfig config_;
   const parallel::Mesh& mesh_;
   model::Transformer& model_;
   Failpoints& failpoints_;
   model::SequentialExecutor executor_;
+  model::Ownership owned_;
   std::unique_ptr<parallel::GradientReducer<float>> reducer_;
   model::GradientNorm norm_;
   optim::AdamW dense_, expert_;
   int64_t updates_ = 0;
-  std::vector<double> losses_, targets_;   // of this rank's micro-batches
+  std::vector<double> losses_, targets_;  // of this rank's micro-batches
   // The first tensors of this rank whose gradients were not finite.
   std::optional<std::string> dense_fault_, expert_fault_;
   model::RoutingTotals totals_;

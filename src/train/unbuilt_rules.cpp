@@ -47,7 +47,6 @@ void check_parallel_keys(const RunConfig& config, Rules& rules) {
   rules.unbuilt(mesh.cp != 1, "parallel.cp", "context parallelism; use dp and ep");
   rules.unbuilt(mesh.pp != 1, "parallel.pp", "pipeline parallelism; use dp and ep");
   rules.require(mesh.zero == 0 || mesh.zero == 1, {"parallel.zero"}, "must be 0 or 1");
-  rules.unbuilt(mesh.zero == 1, "parallel.zero", "sharding of optimizer state; set 0");
   only(rules, "parallel.executor", mesh.executor, {parallel::ExecutorType::kSequential});
   rules.unbuilt(mesh.chunks != parallel::ParallelConfig().chunks, "parallel.chunks", "the chunked executor; remove it");
   rules.unbuilt(!mesh.sequence_parallel, "parallel.sequence_parallel",

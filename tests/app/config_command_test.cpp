@@ -132,6 +132,7 @@ TEST(CheckCommand, ReportsLayoutExpertsBatchAndMemory) {
   EXPECT_THAT(report,
               HasSubstr("experts: 16 experts of width 128, 4 for each token, 8 on each rank (granularity 2)\n"));
   EXPECT_THAT(report, HasSubstr("batch: 8 sequences of 128 tokens = 8 micro-batches, 2 on each data-parallel rank\n"));
+  EXPECT_THAT(report, HasSubstr(" (zero 1), activations"));
   EXPECT_THAT(report, HasSubstr("reduction canonical: 2 gradient sets, 2 times for local experts, "));
   EXPECT_THAT(report, HasSubstr("no problems found\n"));
 }

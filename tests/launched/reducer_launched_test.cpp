@@ -20,6 +20,7 @@ using parallel::Mesh;
 using parallel::mesh_sizes;
 using parallel::ParallelConfig;
 using parallel::Reduction;
+using parallel::Shards;
 
 float number(int64_t micro_batch, int64_t element) {
   const Random random(3, Purpose::kTest, micro_batch);
@@ -45,7 +46,8 @@ TEST(GradientReducerLaunchedTest, CanonicalHasTheBitsOfOneProcessForEveryEp) {
     config.ep = ep;
     const Mesh mesh(world, mesh_sizes(config, world.size()));
     const auto reducer = make_gradient_reducer<float>(
-        Reduction::kCanonical, {.dp = mesh.dp(), .edp = mesh.edp(), .ep = ep, .dense = dense, .expert = expert});
+        Reduction::kCanonical,
+        {.dp = mesh.dp(), .edp = mesh.edp(), .ep = ep, .dense = Shards(dense), .expert = Shards(expert)});
     reducer->begin_step(micro_batches);
     const int64_t place = mesh.coordinate(Axis::kEp) * expert;
     for (int64_t m = 0; m < 4; ++m) {

@@ -10,7 +10,8 @@ class TrainingLaunchedTest : public ::testing::TestWithParam<LayoutCase> {};
 
 TEST_P(TrainingLaunchedTest, CanonicalIsBitwiseAndFastIsClose) {
   const comm::Group world = launched_world().group();
-  for (int64_t ep = 1; ep <= world.size(); ep *= 2) expect_layout_promise(world, {world.size(), ep}, GetParam());
+  const Alone alone(GetParam());
+  for (int64_t ep = 1; ep <= world.size(); ep *= 2) expect_layout_promise(world, {world.size(), ep}, GetParam(), alone);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TrainingLaunchedTest, ::testing::ValuesIn(layout_cases()),

@@ -333,6 +333,18 @@ TEST(AccountingMemory, CanonicalReductionKeepsALogarithmOfGradientSets) {
   EXPECT_EQ(bytes.gradients, 4 * 2 * (count.total() - count.experts()) + 4 * 2 * 2 * (count.experts() / 2));
 }
 
+TEST(AccountingMemory, ShardedMomentsAreDividedByTheRanksThatHoldTheSameParameters) {
+  const auto shape = model_shape(small_model(), {});
+  const auto count = count_parameters(shape, Counter::kExact);
+  const int64_t dense = count.total() - count.experts();
+  const auto whole = rank_bytes(shape, {.dp = 4, .ep = 2, .micro_batches = 8});
+  const auto sharded = rank_bytes(shape, {.dp = 4, .ep = 2, .micro_batches = 8, .zero = 1});
+  // Dense ones over dp = 4; half of the experts are here, and one other rank has the same half.
+  EXPECT_EQ(sharded.moments, 8 * ((dense + 3) / 4 + count.experts() / 2 / 2));
+  EXPECT_EQ(sharded.total() - sharded.moments, whole.total() - whole.moments);
+  EXPECT_EQ(rank_bytes(shape, {.zero = 1}).moments, rank_bytes(shape, {}).moments);
+}
+
 TEST(AccountingMemory, LayoutsThatDoNotFitAreConfigurationErrors) {
   const auto shape = model_shape(small_model(), {});
   EXPECT_THROW(rank_bytes(shape, {.dp = 4, .ep = 3, .micro_batches = 4}), ConfigError);

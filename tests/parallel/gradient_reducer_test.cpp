@@ -33,16 +33,35 @@ struct Sums {
   std::vector<float> experts;  // all, by global expert
 };
 
-// What one rank of a model with dp and ep ranks does with its gradients in two steps; the second step's sums.
-Sums run_rank(const comm::Group& world, Reduction reduction, int64_t dp, int64_t ep, int64_t micro_batches) {
+struct Layout {
+  int64_t dp, ep;
+  bool sharded = false;  // every rank gets a part of the sums
+};
+std::ostream& operator<<(std::ostream& out, const Layout& layout) {
+  return out << "dp " << layout.dp << " ep " << layout.ep << (layout.sharded ? " sharded" : "");
+}
+
+// Of uneven sizes; nothing for the second rank.
+Shards odd_shards(const comm::Group& group, int64_t elements) {
+  std::vector<int64_t> cuts{0};
+  for (int r = 1; r < group.size(); ++r) cuts.push_back(std::max(1, r - 1) * 17);
+  cuts.push_back(elements);
+  return Shards(group, cuts);
+}
+
+// What one rank does with its gradients in two steps; the second step's sums, gathered.
+Sums run_rank(const comm::Group& world, Reduction reduction, const Layout& layout, int64_t micro_batches) {
+  const auto& [dp, ep, sharded] = layout;
   ParallelConfig config;
   config.dp = dp;
   config.ep = ep;
   const Mesh mesh(world, mesh_sizes(config, dp));
   const int64_t local = kExperts / ep;
   const int64_t first_expert = mesh.coordinate(Axis::kEp) * local;
+  const Shards dense = sharded ? odd_shards(mesh.dp(), kDense) : Shards(kDense);
+  const Shards expert = sharded ? odd_shards(mesh.edp(), local * kPerExpert) : Shards(local * kPerExpert);
   const auto reducer = make_gradient_reducer<float>(
-      reduction, {.dp = mesh.dp(), .edp = mesh.edp(), .ep = ep, .dense = kDense, .expert = local * kPerExpert});
+      reduction, {.dp = mesh.dp(), .edp = mesh.edp(), .ep = ep, .dense = dense, .expert = expert});
   const int64_t count = micro_batches / dp;
   for (int step = 0; step < 2; ++step) {
     reducer->begin_step(micro_batches);
@@ -59,15 +78,20 @@ Sums run_rank(const comm::Group& world, Reduction reduction, int64_t dp, int64_t
     }
     reducer->finish();
   }
-  Sums sums{{reducer->dense().begin(), reducer->dense().end()}, std::vector<float>(kExperts * kPerExpert)};
-  mesh.ep().all_gather(std::span<const float>(reducer->expert()), std::span<float>(sums.experts));
+  Sums sums{std::vector<float>(kDense), std::vector<float>(kExperts * kPerExpert)};
+  std::vector<float> experts(local * kPerExpert);
+  std::copy(reducer->dense().begin(), reducer->dense().end(), sums.dense.begin() + dense.begin());
+  std::copy(reducer->expert().begin(), reducer->expert().end(), experts.begin() + expert.begin());
+  dense.gather(std::span<float>(sums.dense));
+  expert.gather(std::span<float>(experts));
+  mesh.ep().all_gather(std::span<const float>(experts), std::span<float>(sums.experts));
   return sums;
 }
 
-std::vector<Sums> run_layout(Reduction reduction, int64_t dp, int64_t ep, int64_t micro_batches) {
-  std::vector<Sums> sums(dp);
-  test::run_ranks(static_cast<int>(dp), [&](const comm::Group& world) {
-    sums[world.rank()] = run_rank(world, reduction, dp, ep, micro_batches);
+std::vector<Sums> run_layout(Reduction reduction, const Layout& layout, int64_t micro_batches) {
+  std::vector<Sums> sums(layout.dp);
+  test::run_ranks(static_cast<int>(layout.dp), [&](const comm::Group& world) {
+    sums[world.rank()] = run_rank(world, reduction, layout, micro_batches);
   });
   return sums;
 }
@@ -82,42 +106,44 @@ std::vector<float> tree_over(int64_t micro_batches, int64_t elements, Number num
   return sums;
 }
 
-const std::vector<std::pair<int64_t, int64_t>> kLayouts = {{1, 1}, {2, 1}, {2, 2}, {4, 1}, {4, 2}, {4, 4}, {8, 2}};
+const std::vector<Layout> kLayouts = {{1, 1},       {2, 1},       {2, 2},       {4, 1},       {4, 2},
+                                      {4, 4},       {8, 2},       {2, 1, true}, {2, 2, true}, {4, 1, true},
+                                      {4, 2, true}, {4, 4, true}, {8, 2, true}, {8, 1, true}};
 
 TEST(GradientReducerRanksTest, CanonicalGivesTheSameBitsForEveryDpAndEp) {
   const auto dense = tree_over(8, kDense, dense_number);
   const auto experts = tree_over(8, kExperts * kPerExpert,
                                  [](int64_t m, int64_t i) { return expert_number(m, i / kPerExpert, i % kPerExpert); });
-  for (const auto& [dp, ep] : kLayouts)
-    for (const Sums& sums : run_layout(Reduction::kCanonical, dp, ep, 8)) {
-      EXPECT_EQ(sums.dense, dense) << "dp " << dp << " ep " << ep;
-      EXPECT_EQ(sums.experts, experts) << "dp " << dp << " ep " << ep;
+  for (const Layout& layout : kLayouts)
+    for (const Sums& sums : run_layout(Reduction::kCanonical, layout, 8)) {
+      EXPECT_EQ(sums.dense, dense) << layout;
+      EXPECT_EQ(sums.experts, experts) << layout;
     }
 }
 
 TEST(GradientReducerRanksTest, CanonicalHoldsForThreeRanksAndTwelveMicroBatches) {
-  const Sums alone = run_layout(Reduction::kCanonical, 1, 1, 12)[0];
-  for (const auto& [dp, ep] : std::vector<std::pair<int64_t, int64_t>>{{3, 1}, {6, 2}, {12, 4}})
-    for (const Sums& sums : run_layout(Reduction::kCanonical, dp, ep, 12)) {
-      EXPECT_EQ(sums.dense, alone.dense) << dp;
-      EXPECT_EQ(sums.experts, alone.experts) << dp;
+  const Sums alone = run_layout(Reduction::kCanonical, {1, 1}, 12)[0];
+  for (const Layout& layout : std::vector<Layout>{{3, 1}, {6, 2}, {12, 4}, {3, 1, true}, {6, 2, true}, {12, 4, true}})
+    for (const Sums& sums : run_layout(Reduction::kCanonical, layout, 12)) {
+      EXPECT_EQ(sums.dense, alone.dense) << layout;
+      EXPECT_EQ(sums.experts, alone.experts) << layout;
     }
 }
 
 TEST(GradientReducerRanksTest, FastGivesTheSumsUpToRounding) {
-  const Sums canonical = run_layout(Reduction::kCanonical, 1, 1, 8)[0];
-  for (const auto& [dp, ep] : kLayouts)
-    for (const Sums& sums : run_layout(Reduction::kFast, dp, ep, 8)) {
-      for (int64_t i = 0; i < kDense; ++i) ASSERT_NEAR(sums.dense[i], canonical.dense[i], 1e-3) << dp << " " << ep;
+  const Sums canonical = run_layout(Reduction::kCanonical, {1, 1}, 8)[0];
+  for (const Layout& layout : kLayouts)
+    for (const Sums& sums : run_layout(Reduction::kFast, layout, 8)) {
+      for (int64_t i = 0; i < kDense; ++i) ASSERT_NEAR(sums.dense[i], canonical.dense[i], 1e-3) << layout;
       for (int64_t i = 0; i < kExperts * kPerExpert; ++i)
-        ASSERT_NEAR(sums.experts[i], canonical.experts[i], 1e-3) << dp << " " << ep;
+        ASSERT_NEAR(sums.experts[i], canonical.experts[i], 1e-3) << layout;
     }
 }
 
 TEST(GradientReducerTest, CanonicalRefusesWhatTheTreeCannotCut) {
   test::run_ranks(2, [](const comm::Group& world) {
-    const auto reducer = make_gradient_reducer<float>(Reduction::kCanonical,
-                                                      {.dp = world, .edp = world, .ep = 1, .dense = 8, .expert = 0});
+    const auto reducer =
+        make_gradient_reducer<float>(Reduction::kCanonical, {.dp = world, .edp = world, .ep = 1, .dense = Shards(8)});
     EXPECT_THROW(reducer->begin_step(12), ConfigError);
     reducer->begin_step(4);
   });
@@ -126,7 +152,7 @@ TEST(GradientReducerTest, CanonicalRefusesWhatTheTreeCannotCut) {
 TEST(GradientReducerTest, AStepOutOfOrderIsABug) {
   for (const Reduction reduction : {Reduction::kCanonical, Reduction::kFast}) {
     const auto reducer = make_gradient_reducer<double>(
-        reduction, {.dp = comm::Group(), .edp = comm::Group(), .ep = 1, .dense = 8, .expert = 8});
+        reduction, {.dp = comm::Group(), .edp = comm::Group(), .ep = 1, .dense = Shards(8), .expert = Shards(8)});
     EXPECT_THROW(reducer->dense_gradient(), BugError);
     reducer->begin_step(2);
     reducer->micro_batch_done();

@@ -48,7 +48,7 @@ std::vector<std::vector<T>> summed_over(int64_t micro_batches, int dp, int64_t e
   std::vector<std::vector<T>> results(dp);
   test::run_ranks(dp, [&](const comm::Group& group) {
     TreeAccumulator<T> tree(elements);
-    TreeAllReduce<T> all(group, elements, 1);
+    TreeReduce<T> all(group, Shards(elements), 1);
     const int64_t count = micro_batches / dp;
     std::span<T> sum = accumulate(tree, group.rank() * count, count, elements);
     all.run(std::span<const std::span<T>>(&sum, 1));
@@ -168,6 +168,29 @@ TEST(TreeReduceRanksTest, LargeBuffersAndDoublesToo) {
     for (const auto& result : summed_over<float>(6, dp, 65536 * 3 + 77)) EXPECT_EQ(result, expected) << dp;
 }
 
+TEST(TreeReduceRanksTest, RoundsOfAnyLengthAndPartsOfAnySizeGiveTheSameSums) {
+  const int64_t elements = 1000;
+  const auto expected = reference<float>(6, elements);
+  const std::vector<int64_t> cuts{0, 350, 350, 1000};  // rank 1 sums nothing
+  for (const bool all : {true, false})
+    for (const int64_t round : {int64_t{1}, int64_t{100}, int64_t{999}, TreeReduce<float>::kRound}) {
+      test::run_ranks(3, [&](const comm::Group& group) {
+        const Shards wanted = all ? Shards(elements) : Shards(group, cuts);
+        std::vector<std::vector<float>> sources(2, std::vector<float>(elements));
+        std::vector<std::span<float>> subtrees(sources.begin(), sources.end());
+        TreeReduce<float> sum(group, wanted, 2, round);
+        for (int step = 0; step < 2; ++step) {
+          for (int s = 0; s < 2; ++s)
+            for (int64_t i = 0; i < elements; ++i) sources[s][i] = number<float>(group.rank() * 2 + s, i);
+          const std::span<float> got = sum.run(subtrees);
+          ASSERT_EQ(std::ssize(got), wanted.count());
+          EXPECT_EQ(got.data(), sources[0].data() + wanted.begin());
+          EXPECT_TRUE(std::equal(got.begin(), got.end(), expected.begin() + wanted.begin())) << all << " " << round;
+        }
+      });
+    }
+}
+
 // dp = edp * ep data-parallel ranks, each with one micro-batch; rank e of the edp group holds the subtrees of its ep
 // sources.
 TEST(TreeReduceRanksTest, SubtreesOfSeveralSourcesPerRankAreOneTree) {
@@ -182,7 +205,7 @@ TEST(TreeReduceRanksTest, SubtreesOfSeveralSourcesPerRankAreOneTree) {
         for (int64_t i = 0; i < elements; ++i) sources[s][i] = number<float>(group.rank() * ep + s, i);
         subtrees.push_back(sources[s]);
       }
-      TreeAllReduce<float>(group, elements, ep).run(subtrees);
+      TreeReduce<float>(group, Shards(elements), ep).run(subtrees);
       EXPECT_EQ(sources[0], expected) << "edp " << group.size() << ", ep " << ep;
     });
   }

@@ -122,7 +122,6 @@ const std::vector<BadConfig> kUnbuilt = {
     {"ExpertTensorParallel", "parallel: {tp: 2, etp: 2}\n", "3:24", "not built yet: tensor parallelism inside experts"},
     {"ContextParallel", "parallel: {cp: 2}\n", "3:16", "not built yet: context parallelism"},
     {"PipelineParallel", "parallel: {pp: 2}\n", "3:16", "not built yet: pipeline parallelism"},
-    {"ZeroOne", "parallel: {zero: 1}\n", "3:18", "not built yet: sharding of optimizer state"},
     {"ZeroTwo", "parallel: {zero: 2}\n", "3:18", "must be 0 or 1"},
     {"Executor", "parallel: {executor: chunked}\n", "3:22", "not built yet: 'chunked'; built so far: sequential"},
     {"Chunks", "parallel: {chunks: 8}\n", "3:20", "not built yet: the chunked executor"},

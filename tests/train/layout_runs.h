@@ -17,7 +17,7 @@
 namespace conclave::test {
 
 struct Layout {
-  int64_t dp = 1, ep = 1;
+  int64_t dp = 1, ep = 1, zero = 0;
 };
 
 struct LayoutCase {
@@ -81,71 +81,149 @@ struct LayoutOutcome {
   std::map<std::string, std::string> gradient;  // of the last step, the same way
 };
 
-// Bytes of all ranks by key. Ranks that hold the same key must hold the same bytes.
-inline std::map<std::string, std::string> gather_entries(const comm::Group& world, const parallel::StateDict& entries) {
-  std::string mine;
+// Elements of a logical tensor in its row-major order, from byte `begin` on.
+struct Fragment {
+  std::string key;  // "name role"
+  int64_t begin = 0;
+  std::string bytes;
+};
+
+// Where each piece of a state lies in its tensor. Shards of flat buffers are consecutive elements, as are whole
+// tensors.
+inline std::vector<Fragment> fragments_of(const parallel::StateDict& entries) {
+  std::vector<Fragment> fragments;
   for (const auto& entry : entries) {
-    mine += fmt::format("{} {}\n{}\n", entry.name, entry.role, entry.data.size());
-    mine.append(reinterpret_cast<const char*>(entry.data.data()), entry.data.size());
+    int64_t begin = 0;
+    for (size_t d = 0; d < entry.shape.size(); ++d) begin = begin * entry.global_shape[d] + entry.offset[d];
+    fragments.push_back({entry.name + " " + entry.role,
+                         begin * static_cast<int64_t>(comm::bytes_of(entry.dtype)),
+                         {reinterpret_cast<const char*>(entry.data.data()), entry.data.size()}});
   }
-  std::map<std::string, std::string> all;
+  return fragments;
+}
+
+// Tensors of all ranks by key, put together. Ranks that hold the same elements must hold the same bytes; what nobody
+// holds is missing at the end or shows as '?'.
+inline std::map<std::string, std::string> assemble(const comm::Group& world, const std::vector<Fragment>& fragments) {
+  std::string mine;
+  for (const auto& f : fragments) mine += fmt::format("{}\n{}\n{}\n", f.key, f.begin, f.bytes.size()) + f.bytes;
+  std::map<std::string, std::string> all, held;
   for (const auto& text : world.all_gather_text(mine)) {
     for (size_t at = 0; at < text.size();) {
-      const size_t name_end = text.find('\n', at), size_end = text.find('\n', name_end + 1);
-      const size_t size = std::stoull(text.substr(name_end + 1, size_end - name_end - 1));
-      const auto [place, added] = all.emplace(text.substr(at, name_end - at), text.substr(size_end + 1, size));
-      EXPECT_TRUE(added || place->second == text.substr(size_end + 1, size)) << "copies differ: " << place->first;
-      at = size_end + 1 + size;
+      const auto word = [&] {
+        const size_t end = text.find('\n', at);
+        return text.substr(std::exchange(at, end + 1), end - at);
+      };
+      const std::string key = word();
+      const size_t begin = std::stoull(word()), size = std::stoull(word());
+      std::string &tensor = all[key], &mask = held[key];
+      tensor.resize(std::max(tensor.size(), begin + size), '?');
+      mask.resize(tensor.size(), '\0');
+      const bool fresh = mask.find('\1', begin) >= begin + size;
+      EXPECT_TRUE(fresh || tensor.compare(begin, size, text, at, size) == 0) << "copies differ: " << key;
+      tensor.replace(begin, size, text, at, size);
+      mask.replace(begin, size, size, '\1');
+      at += size;
     }
   }
   return all;
 }
 
-inline parallel::StateDict gradient_entries(const train::TrainStep& step, const nn::Parameters& parameters) {
-  parallel::StateDict entries;
+inline std::vector<Fragment> gradient_fragments(const train::TrainStep& step, const nn::Parameters& parameters) {
+  std::vector<Fragment> fragments;
   for (const auto& parameter : parameters.all()) {
-    float* data = step.gradient_sum(parameter.expert).data_ptr<float>() + parameter.offset;
+    const auto& owned = step.owned(parameter.expert);
+    const float* data = step.gradient_sum(parameter.expert).data_ptr<float>();
+    int64_t start = parameter.offset;
     for (const auto& part : parameter.parts) {
-      const int64_t count = nn::element_count(part.shape);
-      auto& entry = entries.emplace_back();
-      entry.name = part.name, entry.role = "gradient";
-      entry.data = std::as_writable_bytes(std::span(data, count));
-      data += count;
+      const int64_t end = start + nn::element_count(part.shape);
+      const int64_t first = std::max(start, owned.begin()), last = std::min(end, owned.end());
+      if (first < last)
+        fragments.push_back(
+            {part.name + " gradient",
+             (first - start) * 4,
+             {reinterpret_cast<const char*>(data + first - owned.begin()), static_cast<size_t>(last - first) * 4}});
+      start = end;
     }
   }
-  return entries;
+  return fragments;
 }
 
-// Trains `steps` steps on the ranks of `world`, one thread each unless `threads` says otherwise. Collective.
+// One rank's training in a layout, on one thread.
+class RankRun {
+ public:
+  RankRun(const comm::Group& world, Layout layout, const LayoutCase& layout_case, parallel::Reduction reduction,
+          const std::string& failpoints = "")
+      : config_(config_of(layout, layout_case, reduction)),
+        padding_(layout_case.padding),
+        mesh_(world, parallel::mesh_sizes(config_.parallel, layout.dp)),
+        model_({.model = config_.model, .moe = config_.moe, .memory = config_.memory, .seed = 11}, mesh_.ep()),
+        failpoints_(failpoints, world.rank()),
+        step_(config_, mesh_, model_, failpoints_) {
+    layout_case.prepare(model_);
+  }
+  train::StepReport step(int64_t number, bool without_targets = false) {
+    const auto share = mesh_.micro_batches(config_.train.global_batch_size / config_.train.micro_batch_size);
+    std::vector<Batch> batches;
+    for (int64_t m = 0; m < share.count; ++m) {
+      batches.push_back(layout_batch(config_, padding_, number, share.first + m));
+      if (without_targets) std::fill(batches.back().loss_mask.begin(), batches.back().loss_mask.end(), 0.0f);
+    }
+    return step_.run(number, batches);
+  }
+  // What a checkpoint has; restore() follows a load into it.
+  parallel::StateDict state() { return train::full_state(model_, step_, mesh_, counts_); }
+  void restore(int64_t updates) {
+    train::restore_balance(model_, counts_);
+    step_.set_updates(updates);
+  }
+  // By logical name, from all ranks.
+  std::map<std::string, std::string> all_state() { return assemble(mesh_.world(), fragments_of(state())); }
+  std::map<std::string, std::string> all_gradients() {
+    return assemble(mesh_.world(), gradient_fragments(step_, model_.parameters()));
+  }
+  const train::RunConfig& config() const { return config_; }
+  nn::Parameters& parameters() { return model_.parameters(); }
+  train::TrainStep& training() { return step_; }
+
+ private:
+  static train::RunConfig config_of(Layout layout, const LayoutCase& layout_case, parallel::Reduction reduction) {
+    at::set_num_threads(1);
+    train::RunConfig config = layout_config(layout_case);
+    config.parallel.ep = layout.ep;
+    config.parallel.zero = layout.zero;
+    config.parallel.reduction = reduction;
+    train::resolve(config, layout.dp);
+    return config;
+  }
+
+  train::RunConfig config_;
+  bool padding_;
+  parallel::Mesh mesh_;
+  model::Transformer model_;
+  Failpoints failpoints_;
+  train::TrainStep step_;
+  std::vector<std::vector<int64_t>> counts_;
+};
+
+// Trains on the ranks of `world`, one thread each unless `threads` says otherwise: all steps with reduction canonical,
+// one with fast. Collective.
 inline LayoutOutcome run_layout(const comm::Group& world, Layout layout, const LayoutCase& layout_case,
                                 parallel::Reduction reduction, int threads = 1) {
+  RankRun run(world, layout, layout_case, reduction);
   at::set_num_threads(threads);
-  train::RunConfig config = layout_config(layout_case);
-  config.parallel.ep = layout.ep;
-  config.parallel.reduction = reduction;
-  train::resolve(config, layout.dp);
-  const int64_t steps = reduction == parallel::Reduction::kCanonical ? config.train.steps : 1;
-  const parallel::Mesh mesh(world, parallel::mesh_sizes(config.parallel, layout.dp));
-  model::Transformer transformer({.model = config.model, .moe = config.moe, .memory = config.memory, .seed = 11}, mesh.ep());
-  layout_case.prepare(transformer);
-  Failpoints none;
-  train::TrainStep step(config, mesh, transformer, none);
-  const auto share = mesh.micro_batches(config.train.global_batch_size / config.train.micro_batch_size);
+  const int64_t steps = reduction == parallel::Reduction::kCanonical ? run.config().train.steps : 1;
   LayoutOutcome outcome;
   for (int64_t i = 0; i < steps; ++i) {
-    std::vector<Batch> batches;
-    for (int64_t m = 0; m < share.count; ++m)
-      batches.push_back(layout_batch(config, layout_case.padding, i, share.first + m));
-    const auto report = step.run(i, batches);
+    const auto report = run.step(i);
     EXPECT_FALSE(report.skipped) << *report.skipped;
     layout_case.expect(i, report);
     outcome.losses.push_back(report.loss);
     outcome.norms.push_back(report.grad_norm);
     for (const auto& layer : report.layers) outcome.chosen.push_back(layer.chosen_E);
   }
-  std::vector<std::vector<int64_t>> counts;
-  outcome.state = gather_entries(world, train::full_state(transformer, step, mesh, counts));
-  outcome.gradient = gather_entries(world, gradient_entries(step, transformer.parameters()));
+  outcome.state = run.all_state();
+  outcome.gradient = run.all_gradients();
   return outcome;
 }
 
@@ -193,13 +271,23 @@ inline void expect_close(const LayoutOutcome& got, const LayoutOutcome& expected
   }
 }
 
-// Both promises on the ranks of `world`, against one rank on its own.
-inline void expect_layout_promise(const comm::Group& world, Layout layout, const LayoutCase& layout_case) {
-  for (const auto reduction : {parallel::Reduction::kCanonical, parallel::Reduction::kFast}) {
-    const auto alone = run_layout(comm::Group(), {}, layout_case, reduction);
-    const auto got = run_layout(world, layout, layout_case, reduction);
-    SCOPED_TRACE(fmt::format("{}: dp {} ep {}, rank {}", layout_case.name, layout.dp, layout.ep, world.rank()));
-    reduction == parallel::Reduction::kCanonical ? expect_same(got, alone) : expect_close(got, alone);
+// What one rank on its own makes of a case, to compare with.
+struct Alone {
+  explicit Alone(const LayoutCase& layout_case)
+      : canonical(run_layout(comm::Group(), {}, layout_case, parallel::Reduction::kCanonical)),
+        fast(run_layout(comm::Group(), {}, layout_case, parallel::Reduction::kFast)) {}
+  LayoutOutcome canonical, fast;
+};
+
+// Both promises on the ranks of `world`, with and without sharded optimizer state.
+inline void expect_layout_promise(const comm::Group& world, Layout layout, const LayoutCase& layout_case,
+                                  const Alone& alone) {
+  for (const int64_t zero : {0, 1}) {
+    layout.zero = zero;
+    SCOPED_TRACE(
+        fmt::format("{}: dp {} ep {} zero {}, rank {}", layout_case.name, layout.dp, layout.ep, zero, world.rank()));
+    expect_same(run_layout(world, layout, layout_case, parallel::Reduction::kCanonical), alone.canonical);
+    expect_close(run_layout(world, layout, layout_case, parallel::Reduction::kFast), alone.fast);
   }
 }
 

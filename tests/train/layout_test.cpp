@@ -14,9 +14,10 @@ constexpr auto kFast = parallel::Reduction::kFast;
 class LayoutRanks : public ::testing::TestWithParam<LayoutCase> {};
 
 TEST_P(LayoutRanks, CanonicalIsBitwiseAndFastIsClose) {
-  for (const Layout layout : {Layout{2, 1}, Layout{2, 2}, Layout{4, 1}, Layout{4, 2}, Layout{4, 4}}) {
+  const Alone alone(GetParam());
+  for (const Layout layout : {Layout{2, 1}, Layout{2, 2}, Layout{4, 1}, Layout{4, 2}, Layout{4, 4}, Layout{8, 2}}) {
     run_ranks(static_cast<int>(layout.dp),
-              [&](const comm::Group& world) { expect_layout_promise(world, layout, GetParam()); });
+              [&](const comm::Group& world) { expect_layout_promise(world, layout, GetParam(), alone); });
   }
 }
 

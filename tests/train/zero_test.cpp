@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sharded optimizer state (parallel.zero: 1): who holds what, skipped updates, and checkpoints that move between
+// layouts. That training has the same bits with and without is part of LayoutRanks.
+#include <gmock/gmock.h>
+
+#include <filesystem>
+
+#include "checkpoint/store.h"
+#include "core/log.h"
+#include "support/ranks.h"
+#include "train/layout_runs.h"
+
+namespace conclave::test {
+namespace {
+
+constexpr auto kCanonical = parallel::Reduction::kCanonical;
+
+// Two slices of the norm in either vocabulary matrix and little else: with more ranks than slices some own nothing.
+LayoutCase large_vocabulary() {
+  return {.name = "LargeVocabulary", .change = [](auto& config) { config.model.vocab_size = 4096; }};
+}
+
+TEST(ZeroRanks, EveryElementHasOneOwnerAndSomeRanksOwnNothing) {
+  std::vector<int64_t> counts(8), expert_counts(8);
+  run_ranks(8, [&](const comm::Group& world) {
+    RankRun run(world, {8, 1, 1}, large_vocabulary(), kCanonical);
+    for (const bool expert : {false, true}) {
+      auto& optimizer = run.training().optimizer(expert);
+      const int64_t owned = run.training().owned(expert).count();
+      EXPECT_EQ(optimizer.first_moment().numel(), owned);
+      EXPECT_EQ(optimizer.second_moment().numel(), owned);
+      (expert ? expert_counts : counts)[world.rank()] = owned;
+    }
+  });
+  RankRun alone({}, {}, large_vocabulary(), kCanonical);
+  EXPECT_EQ(std::accumulate(counts.begin(), counts.end(), int64_t{0}), alone.training().owned(false).count());
+  EXPECT_EQ(std::accumulate(expert_counts.begin(), expert_counts.end(), int64_t{0}),
+            alone.training().owned(true).count());
+  EXPECT_THAT(counts, ::testing::Contains(0));
+  EXPECT_LE(*std::max_element(counts.begin(), counts.end()), 2 * 65536);
+  // Experts are many small tensors: nearly even.
+  EXPECT_LT(*std::max_element(expert_counts.begin(), expert_counts.end()), alone.training().owned(true).count() / 6);
+}
+
+TEST(ZeroRanks, RanksThatOwnNothingKeepTheSameBits) {
+  const Alone alone(large_vocabulary());
+  for (const Layout layout : {Layout{4, 4}, Layout{8, 1}})
+    run_ranks(static_cast<int>(layout.dp),
+              [&](const comm::Group& world) { expect_layout_promise(world, layout, large_vocabulary(), alone); });
+}
+
+class Scratch {
+ public:
+  Scratch() {
+    auto name = (std::filesystem::temp_directory_path() / "zero-XXXXXX").string();
+    where_ = ::mkdtemp(name.data());
+  }
+  ~Scratch() { std::filesystem::remove_all(where_); }
+  std::filesystem::path run() const { return where_ / "run"; }
+
+ private:
+  std::filesystem::path where_;
+};
+
+// A store on each rank of one run directory.
+class RankStore {
+ public:
+  RankStore(const comm::Group& world, const std::filesystem::path& where)
+      : store_(world, where, {.keep_last = 2, .directory = {.lock = {0.05, 0.5}}}, none_, *log_) {}
+  checkpoint::Digest save(RankRun& run, int64_t step) {
+    checkpoint::SaveContents contents;
+    contents.step = step;
+    return store_.save(contents, run.state()).state;
+  }
+  void load(RankRun& run, int64_t step) {
+    checkpoint::ResumeRequest request;
+    request.mode = "must";
+    const auto manifest = store_.resume(request, run.state());
+    ASSERT_TRUE(manifest && manifest->step == step);
+    run.restore(step);
+  }
+
+ private:
+  std::shared_ptr<Log> log_ = make_silent_log();
+  Failpoints none_;
+  checkpoint::Store store_;
+};
+
+TEST(ZeroRanks, ACheckpointGoesOnInEveryOtherLayoutBitForBit) {
+  const LayoutCase large = large_vocabulary();
+  RankRun alone({}, {}, large, kCanonical);
+  for (int64_t i = 0; i < 3; ++i) alone.step(i);
+  const auto expected = alone.all_state();
+  const std::vector<Layout> layouts{{1, 1, 0}, {2, 1, 1}, {2, 2, 1}, {4, 2, 1}, {4, 2, 0}, {8, 2, 1}};
+  std::optional<checkpoint::Digest> digest;
+  for (const Layout& from : layouts) {
+    const Scratch scratch;
+    run_ranks(static_cast<int>(from.dp), [&](const comm::Group& world) {
+      RankRun run(world, from, large, kCanonical);
+      for (int64_t i = 0; i < 2; ++i) run.step(i);
+      const auto saved = RankStore(world, scratch.run()).save(run, 2);
+      if (world.rank() != 0) return;
+      EXPECT_EQ(saved, digest.value_or(saved)) << "dp " << from.dp << " zero " << from.zero;
+      digest = saved;
+    });
+    for (const Layout& to : layouts) {
+      run_ranks(static_cast<int>(to.dp), [&](const comm::Group& world) {
+        RankRun run(world, to, large, kCanonical);
+        RankStore(world, scratch.run()).load(run, 2);
+        run.step(2);
+        const auto state = run.all_state();
+        EXPECT_TRUE(state == expected) << "dp " << from.dp << " zero " << from.zero << " to dp " << to.dp << " ep "
+                                       << to.ep << " zero " << to.zero;
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace conclave::test
