@@ -14,6 +14,7 @@
 #include "app/info_command.h"
 #include "app/sample_command.h"
 #include "app/train_command.h"
+#include "app/verify_command.h"
 #include "app/version.h"
 #include "comm/failure.h"
 #include "comm/world.h"
@@ -51,6 +52,7 @@ int main(int argc, char** argv) {
   app::add_data_command(app, run);
   app::add_eval_command(app, run);
   app::add_sample_command(app, run);
+  app::add_verify_command(app, run);
   app::add_bench_command(app, run);
   try {
     app.parse(argc, argv);

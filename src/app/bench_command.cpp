@@ -24,14 +24,6 @@ struct BenchOptions {
   std::string json;
 };
 
-// Nothing is read from the data; the configuration need not name any.
-train::RunConfig bench_config(const ConfigOptions& options, int64_t ranks) {
-  auto overrides = options.overrides;
-  overrides.push_back({config::Override::Kind::kSet, "data.train=[{name: bench, path: bench}]"});
-  overrides.push_back({config::Override::Kind::kUnset, "data.valid"});
-  return train::load_config(options.file, overrides, {ranks, train::Purpose::kTrain, false}).config;
-}
-
 // The three passes of every weight over one micro-batch, experts under balanced load.
 std::vector<Product> model_products(const train::RunConfig& config) {
   constexpr std::pair<const char*, Pass> kPasses[] = {{"forward", Pass::kForward},
@@ -50,7 +42,7 @@ std::vector<Product> model_products(const train::RunConfig& config) {
 int bench_gemm(const BenchOptions& options) {
   std::vector<Product> products{ceiling_product()};
   if (!options.config.file.empty())
-    for (auto& product : model_products(bench_config(options.config, 1))) products.push_back(product);
+    for (auto& product : model_products(load_without_data(options.config, 1))) products.push_back(product);
   const int threads = rank_threads(process_cores());
   at::set_num_threads(threads);
   const auto speeds = measure(products, 0.7);
@@ -82,7 +74,7 @@ void write_json(const std::string& path, const StepBench& bench) {
 }
 
 int bench_step_in(comm::World& world, const BenchOptions& options) {
-  const auto config = bench_config(options.config, world.size());
+  const auto config = load_without_data(options.config, world.size());
   const auto bench = bench_step(world, config, options.step);
   if (world.rank() != 0) return 0;
   fmt::print("{}: {}", options.config.file, step_report(bench, config, world.size()));

@@ -6,7 +6,6 @@
 #include <algorithm>
 
 #include "config/suggest.h"
-#include "train/run_config.h"
 
 namespace conclave::app {
 namespace {
@@ -48,6 +47,13 @@ void add_config_options(CLI::App& command, ConfigOptions& options) {
   add_override(command, options, "--set", Kind::kSet, "sets one value; repeatable, applied in order");
   add_override(command, options, "--set-file", Kind::kSetFile, "sets one value to the content of a YAML file");
   add_override(command, options, "--unset", Kind::kUnset, "takes one key out, back to its default");
+}
+
+train::RunConfig load_without_data(const ConfigOptions& options, int64_t ranks) {
+  auto overrides = options.overrides;
+  overrides.push_back({Kind::kSet, "data.train=[{name: random, path: random}]"});
+  overrides.push_back({Kind::kUnset, "data.valid"});
+  return train::load_config(options.file, overrides, {ranks, train::Purpose::kTrain, false}).config;
 }
 
 std::string explain_argument(const std::string& word, const std::vector<std::string>& known) {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "config/document.h"
+#include "train/run_config.h"
 
 namespace conclave::app {
 
@@ -17,6 +17,9 @@ struct ConfigOptions {
 
 // Adds them to `command`; `options` must outlive the parsing.
 void add_config_options(CLI::App& command, ConfigOptions& options);
+
+// The configuration for commands that make up their tokens: it need not name any data, and none is looked for.
+train::RunConfig load_without_data(const ConfigOptions& options, int64_t ranks);
 
 // What to say about a word of the command line that no option or command takes, "--micro-batch-size": the key it stands
 // for or the nearest of `known`. Empty when there is nothing to say.

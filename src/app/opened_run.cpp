@@ -6,14 +6,6 @@
 
 namespace conclave::app {
 
-model::TransformerConfig transformer_config(const train::RunConfig& config) {
-  return {.model = config.model,
-          .moe = config.moe,
-          .memory = config.memory,
-          .document_mask = config.data.document_mask,
-          .seed = static_cast<uint64_t>(config.train.seed)};
-}
-
 text::Tokenizer open_tokenizer(const train::RunConfig& config) {
   if (!config.data.tokenizer) {
     throw ConfigError("data.tokenizer is not set: text cannot become tokens\n  Name a tokenizer.json, or `bytes`.");
@@ -39,7 +31,7 @@ OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, L
                        fmt::format("train.global_batch_size={}", world.size() * trained.train.micro_batch_size)});
   opened.config = train::load_config(file, overrides, {world.size(), train::Purpose::kTrain, false}).config;
   opened.mesh = parallel::Mesh(world, parallel::mesh_sizes(opened.config.parallel, world.size()));
-  opened.model = std::make_unique<model::Transformer>(transformer_config(opened.config), opened.mesh.ep());
+  opened.model = std::make_unique<model::Transformer>(train::transformer_config(opened.config), opened.mesh.ep());
   checkpoint::ResumeRequest request;
   request.check_config = false;
   request.load.partial = true;

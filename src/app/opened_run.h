@@ -25,7 +25,6 @@ struct OpenedRun {
 // when it holds no checkpoint.
 OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, Log& log);
 
-model::TransformerConfig transformer_config(const train::RunConfig& config);
 // The tokenizer of the configuration. Throws ConfigError when it names none.
 text::Tokenizer open_tokenizer(const train::RunConfig& config);
 

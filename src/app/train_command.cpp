@@ -12,8 +12,6 @@
 #include "app/rank_resources.h"
 #include "app/version.h"
 #include "comm/world.h"
-#include "kernels/row_invariance.h"
-#include "model/product_shapes.h"
 #include "model/thread_check.h"
 #include "train/run_report.h"
 
@@ -36,12 +34,8 @@ void block_stop_signals() {
 
 void require_canonical(const train::RunConfig& config, int threads) {
   if (config.parallel.reduction != parallel::Reduction::kCanonical) return;
-  const auto shape = model::model_shape(config.model, config.moe);
-  std::vector<kernels::ProductShape> shapes;
-  for (const auto& product : model::product_shapes(shape)) shapes.push_back(product.shape);
-  auto obstacle = kernels::canonical_obstacle(1, shapes);
-  if (obstacle.empty())
-    obstacle = model::thread_obstacle(shape, config.train.micro_batch_size * config.data.seq_len, threads);
+  const auto obstacle = model::canonical_obstacle(model::model_shape(config.model, config.moe),
+                                                  config.train.micro_batch_size * config.data.seq_len, threads);
   if (obstacle.empty()) return;
   throw ConfigError(
       "parallel.reduction: canonical cannot keep its promise on this machine: {}\n  Make that size a multiple of 16, "
@@ -98,7 +92,7 @@ int train_in(comm::World& world, const TrainOptions& options) {
   for (const auto& warning : loaded.warnings) log->warn("{}", warning);
 
   comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank(), world.activity());
-  model::Transformer model(transformer_config(config), mesh.ep());
+  model::Transformer model(train::transformer_config(config), mesh.ep());
   train::TrainStep step(config, mesh, model, failpoints);
   train::Trainer trainer({config, mesh, model, step, batches, validation ? &*validation : nullptr, store, environment,
                           watchdog, failpoints, *log});

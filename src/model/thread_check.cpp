@@ -74,4 +74,11 @@ std::string thread_obstacle(const ModelShape& shape, int64_t tokens, int threads
   return "";
 }
 
+std::string canonical_obstacle(const ModelShape& shape, int64_t tokens, int threads) {
+  std::vector<kernels::ProductShape> shapes;
+  for (const auto& product : product_shapes(shape)) shapes.push_back(product.shape);
+  const auto obstacle = kernels::canonical_obstacle(1, shapes);
+  return obstacle.empty() ? thread_obstacle(shape, tokens, threads) : obstacle;
+}
+
 }  // namespace conclave::model

@@ -13,4 +13,8 @@ namespace conclave::model {
 // has. Takes less time than a step. An expert's rows may be any multiple of 16: a few stand for all.
 std::string thread_obstacle(const ModelShape& shape, int64_t tokens, int threads);
 
+// Why `reduction: canonical` would not be bitwise on this machine for this model: kernels::canonical_obstacle of its
+// products, then thread_obstacle. Empty if nothing was found.
+std::string canonical_obstacle(const ModelShape& shape, int64_t tokens, int threads);
+
 }  // namespace conclave::model

@@ -11,7 +11,7 @@ namespace conclave::model {
 Transformer::Transformer(const TransformerConfig& config, const comm::Group& ep)
     : shape_(model_shape(config.model, config.moe)),
       ep_(ep),
-      dispatcher_(moe::Dispatcher::make(config.moe.dispatch, ep)),
+      dispatcher_(config.make_dispatcher(config.moe.dispatch, ep)),
       balancer_(config.moe.balance, config.moe.router.score) {
   for (size_t l = 0; l < shape_.layers.size(); ++l) {
     if (!shape_.layers[l].moe) continue;

@@ -3,6 +3,7 @@
 // and what it holds; in which order stages run is the executor's business.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "model/model_shape.h"
 #include "model/stage_memory.h"
 #include "moe/balancer.h"
+#include "moe/choices.h"
 #include "moe/dispatcher.h"
 #include "moe/route_stage.h"
 #include "nn/stage.h"
@@ -23,6 +25,11 @@ struct TransformerConfig {
   bool document_mask = false;
   uint64_t seed = 1;
   at::ScalarType dtype = at::kFloat;
+  // For those who check a model from outside (verify/): who sees every expert choice of training and outlives the
+  // model, and what makes the dispatcher.
+  moe::ChoiceObserver* choices = nullptr;
+  std::function<std::unique_ptr<moe::Dispatcher>(const moe::DispatchConfig&, const comm::Group& ep)> make_dispatcher =
+      moe::Dispatcher::make;
 };
 
 class Transformer {

@@ -192,8 +192,9 @@ Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, S
                                  .gates = slot("gates"),
                                  .results = slot("results"),
                                  .output = slot("output")};
-  auto& route = stage<moe::RouteStage>(name("moe.route"), m_.parameters_,
-                                       moe::RouteConfig{config_.moe, router, layer.top_k}, m_.balance_);
+  auto& route =
+      stage<moe::RouteStage>(name("moe.route"), m_.parameters_,
+                             moe::RouteConfig{config_.moe, router, layer.top_k, config_.choices}, m_.balance_);
   route.connect({.input = input,
                  .weights = slots.weights,
                  .decision = decision,

@@ -62,9 +62,23 @@ RouteStage::RouteStage(nn::StageSite site, const nn::Parameters& parameters, con
       weight_(config.weight_ED),
       config_(config.moe),
       top_k_(config.top_k),
+      observer_(config.observer),
       router_(Router::make(config_.router, top_k_)),
       balancer_(config_.balance, config_.router.score),
       states_(states) {}
+
+// The ids without bias. Those of `choice` and these are another's where the observer says so.
+std::vector<int32_t> RouteStage::unbiased_ids(Choice& choice, const nn::Frame& frame) const {
+  std::vector<int32_t> unbiased = choice.ids_TK;
+  if (states_[slots_.layer].bias_E.defined()) kernels::top_k_rows(choice.probs_TE, top_k_, unbiased);
+  if (observer_ == nullptr || !frame.training()) return unbiased;
+  ExpertIds ids{choice.ids_TK, std::move(unbiased)};
+  if (observer_->chosen(frame.batch(), slots_.layer, ids)) {
+    choice.ids_TK = std::move(ids.selected_TK);
+    router_->weigh(choice);
+  }
+  return std::move(ids.unbiased_TK);
+}
 
 std::vector<uint8_t> RouteStage::admitted(const Choice& choice, const nn::Frame& frame, int64_t& dropped) const {
   const Batch& batch = frame.batch();
@@ -98,10 +112,8 @@ Tensor RouteStage::pair_weights(const Decision& decision) const {
 void RouteStage::forward(nn::Frame& frame) {
   const Tensor logits = nn::linear_forward(frame.value(slots_.input), parameters_.value(weight_));
   Decision decision;
-  const Tensor bias = states_[slots_.layer].bias_E;
-  decision.choice = router_->route(logits, bias);
-  std::vector<int32_t> unbiased = decision.choice.ids_TK;
-  if (bias.defined()) kernels::top_k_rows(decision.choice.probs_TE, top_k_, unbiased);
+  decision.choice = router_->route(logits, states_[slots_.layer].bias_E);
+  const std::vector<int32_t> unbiased = unbiased_ids(decision.choice, frame);
   int64_t dropped = 0;
   const auto keep = admitted(decision.choice, frame, dropped);
   decision.routing = make_routing(decision.choice.ids_TK, keep, logits.size(0), logits.size(1));

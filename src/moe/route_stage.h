@@ -7,6 +7,7 @@
 
 #include "moe/balancer.h"
 #include "moe/capacity.h"
+#include "moe/choices.h"
 #include "moe/router.h"
 #include "nn/stage.h"
 
@@ -30,7 +31,8 @@ struct RouteSlots {
 struct RouteConfig {
   MoeConfig moe;
   nn::ParameterId weight_ED = 0;
-  int64_t top_k = 1;  // after granularity
+  int64_t top_k = 1;                   // after granularity
+  ChoiceObserver* observer = nullptr;  // of training choices; outlives the stage
 };
 
 class RouteStage : public nn::Stage {
@@ -47,6 +49,7 @@ class RouteStage : public nn::Stage {
   void backward_weight(nn::Frame& frame) override;
 
  private:
+  std::vector<int32_t> unbiased_ids(Choice& choice, const nn::Frame& frame) const;
   std::vector<uint8_t> admitted(const Choice& choice, const nn::Frame& frame, int64_t& dropped) const;
   bool renormalizes() const { return config_.capacity.renormalize && config_.capacity.factor.has_value(); }
   Tensor pair_weights(const Decision& decision) const;
@@ -56,6 +59,7 @@ class RouteStage : public nn::Stage {
   nn::ParameterId weight_;
   MoeConfig config_;
   int64_t top_k_;
+  ChoiceObserver* observer_;
   std::unique_ptr<Router> router_;
   Balancer balancer_;
   const std::vector<BalanceState>& states_;

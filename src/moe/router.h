@@ -18,6 +18,8 @@ class Router {
   virtual ~Router() = default;
   // `bias_E` is added to the scores for the selection only (loss-free balancing); undefined = none.
   virtual Choice route(const Tensor& logits_TE, const Tensor& bias_E) const = 0;
+  // Raw scores and weights of `choice` again, after its ids were replaced.
+  virtual void weigh(Choice& choice) const = 0;
   // dlogits from dweights; selection has no gradient (methods.md 0.2).
   virtual Tensor backward(const Tensor& dweights_TK, const Choice& choice) const = 0;
 

@@ -111,6 +111,15 @@ StateDict full_state(model::Transformer& model, TrainStep& step, const parallel:
   return state;
 }
 
+StateDict gradient_state(const TrainStep& step, const model::Transformer& model, const parallel::Mesh& mesh) {
+  StateDict state;
+  for (const bool expert : {false, true}) {
+    append_flat(state, model.parameters(),
+                {step.gradient_sum(expert), step.owned(expert).begin(), expert, kGradientRole, writes(mesh, expert)});
+  }
+  return state;
+}
+
 void restore_balance(model::Transformer& model, const std::vector<std::vector<int64_t>>& counts) {
   for (size_t l = 0; l < counts.size(); ++l) model.balance()[l].last_counts_E = counts[l];
 }

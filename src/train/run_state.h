@@ -15,6 +15,8 @@ inline constexpr const char* kParamRole = "param";
 inline constexpr const char* kFirstMomentRole = "adam_m";
 inline constexpr const char* kSecondMomentRole = "adam_v";
 inline constexpr const char* kBufferRole = "buffer";
+// Not in checkpoints: the gradients of the last step.
+inline constexpr const char* kGradientRole = "gradient";
 
 // The weights alone, for commands that only read.
 parallel::StateDict weight_state(model::Transformer& model, const parallel::Mesh& mesh);
@@ -24,6 +26,8 @@ parallel::StateDict balance_state(model::Transformer& model, const parallel::Mes
 // All of it.
 parallel::StateDict full_state(model::Transformer& model, TrainStep& step, const parallel::Mesh& mesh,
                                std::vector<std::vector<int64_t>>& counts);
+// The gradients of the last step, summed over its targets and neither divided nor clipped.
+parallel::StateDict gradient_state(const TrainStep& step, const model::Transformer& model, const parallel::Mesh& mesh);
 // After a load: moves the loaded counts into the model.
 void restore_balance(model::Transformer& model, const std::vector<std::vector<int64_t>>& counts);
 

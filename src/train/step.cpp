@@ -49,11 +49,12 @@ Tensor view(std::span<float> data) { return at::from_blob(data.data(), {static_c
 }  // namespace
 
 TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model::Transformer& model,
-                     Failpoints& failpoints)
+                     Failpoints& failpoints, StepProbe* probe)
     : config_(config),
       mesh_(mesh),
       model_(model),
       failpoints_(failpoints),
+      probe_(probe),
       owned_(ownership(config, mesh, model.parameters())),
       reducer_(parallel::make_gradient_reducer<float>(config.parallel.reduction, layout(mesh, owned_))),
       norm_(model.parameters(), owned_, mesh.ep()),
@@ -132,10 +133,12 @@ StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
   reducer_->begin_step(config_.train.global_batch_size / config_.train.micro_batch_size);
   accumulate(batches);
   reducer_->finish();
+  if (probe_ != nullptr) probe_->reduced(gradient_sum(false), gradient_sum(true));
   totals_.reduce(mesh_.dp());
   sum_losses(losses_, targets_, report);
   const double per_target = report.targets > 0 ? 1.0 / report.targets : 0.0;
-  report.grad_norm = norm_(gradient_sum(false), gradient_sum(true)) * per_target;
+  const double norm = norm_(gradient_sum(false), gradient_sum(true));
+  report.grad_norm = (probe_ != nullptr ? probe_->normed(norm) : norm) * per_target;
   report.lr = optim::learning_rate(config_.optim, config_.train.steps, step);
   report.layers = totals_.layers();
   report.skipped = why_not(report);
@@ -147,6 +150,14 @@ StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
     update(expert, {.lr = report.lr, .update = updates_, .grad_scale = per_target * clip});
   totals_.end_step(model_);
   return report;
+}
+
+model::TransformerConfig transformer_config(const RunConfig& config) {
+  return {.model = config.model,
+          .moe = config.moe,
+          .memory = config.memory,
+          .document_mask = config.data.document_mask,
+          .seed = static_cast<uint64_t>(config.train.seed)};
 }
 
 }  // namespace conclave::train

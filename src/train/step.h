@@ -26,10 +26,22 @@ struct StepReport {
   std::vector<model::LayerTotals> layers;
 };
 
+// Stands between the phases of a step and may change what it is shown. A training run has none; `conclave verify` has
+// one that does damage on purpose, to prove that damage is found.
+class StepProbe {
+ public:
+  virtual ~StepProbe() = default;
+  // The gradients are summed over ranks: this rank's copies, not yet divided by the targets.
+  virtual void reduced(Tensor /*dense*/, Tensor /*expert*/) {}
+  // Their norm, the same way. Returns the one to go on with.
+  virtual double normed(double norm) { return norm; }
+};
+
 class TrainStep {
  public:
-  // All three outlive the step. Collective.
-  TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model::Transformer& model, Failpoints& failpoints);
+  // All outlive the step. Collective.
+  TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model::Transformer& model, Failpoints& failpoints,
+            StepProbe* probe = nullptr);
   // `batches` are this rank's micro-batches of the step, in order. Collective; the report is equal on all ranks.
   StepReport run(int64_t step, std::span<const Batch> batches);
 
@@ -53,6 +65,7 @@ class TrainStep {
   const parallel::Mesh& mesh_;
   model::Transformer& model_;
   Failpoints& failpoints_;
+  StepProbe* probe_;
   model::SequentialExecutor executor_;
   model::Ownership owned_;
   std::unique_ptr<parallel::GradientReducer<float>> reducer_;
@@ -64,5 +77,7 @@ class TrainStep {
   std::optional<std::string> dense_fault_, expert_fault_;
   model::RoutingTotals totals_;
 };
+
+model::TransformerConfig transformer_config(const RunConfig& config);
 
 }  // namespace conclave::train

@@ -7,7 +7,6 @@
 
 #include <cmath>
 
-#include "app/opened_run.h"
 #include "checkpoint/safetensors.h"
 #include "train/run_state.h"
 
@@ -55,7 +54,7 @@ TEST_P(GoldenTraining, TenStepsEqualTransformers) {
   const auto config = train::load_config(testing::golden_path(golden["config"]), data).config;
   const parallel::Mesh mesh;
   Failpoints none;
-  model::Transformer transformer(app::transformer_config(config), mesh.ep());
+  model::Transformer transformer(train::transformer_config(config), mesh.ep());
   ASSERT_NO_FATAL_FAILURE(load_weights(transformer, golden["weights"]));
   train::TrainStep step(config, mesh, transformer, none);
 

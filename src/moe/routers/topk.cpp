@@ -21,12 +21,13 @@ class TopKRouter : public Router {
  public:
   TopKRouter(const RouterConfig& config, int64_t top_k) : config_(config), k_(top_k) {}
   Choice route(const Tensor& logits_TE, const Tensor& bias_E) const override;
+  void weigh(Choice& choice) const override;
   Tensor backward(const Tensor& dweights_TK, const Choice& choice) const override;
 
  private:
   bool softmax_over_chosen() const { return config_.score == Score::kSoftmax && !config_.score_before_topk; }
   template <typename T>
-  void weigh(Choice& choice) const;
+  void weigh_as(Choice& choice) const;
   template <typename T>
   void differentiate(const Tensor& dweights_TK, const Choice& choice, Tensor& dlogits_TE) const;
 
@@ -48,12 +49,16 @@ Choice TopKRouter::route(const Tensor& logits_TE, const Tensor& bias_E) const {
   kernels::top_k_rows(bias_E.defined() ? scores + bias_E : scores, k_, choice.ids_TK);
   choice.raw_TK = at::empty({T, k_}, logits_TE.options());
   choice.weights_TK = at::empty({T, k_}, logits_TE.options());
-  by_dtype(logits_TE, [&](auto zero) { weigh<decltype(zero)>(choice); });
+  weigh(choice);
   return choice;
 }
 
-template <typename T>
 void TopKRouter::weigh(Choice& choice) const {
+  by_dtype(choice.logits_TE, [&](auto zero) { weigh_as<decltype(zero)>(choice); });
+}
+
+template <typename T>
+void TopKRouter::weigh_as(Choice& choice) const {
   const int64_t E = choice.logits_TE.size(1);
   const auto scores = elements<T>(softmax_over_chosen() ? choice.logits_TE : choice.probs_TE);
   const auto raw = elements<T>(choice.raw_TK), weights = elements<T>(choice.weights_TK);

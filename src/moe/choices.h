@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Expert ids seen from outside: whoever is given to a model sees every choice of a training step and may replace it,
+// which is how one run takes over the decisions of another. Routers and statistics do not know whether it happened.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <tuple>
+#include <vector>
+
+#include "core/batch.h"
+
+namespace conclave::moe {
+
+// The experts of one micro-batch at one MoE layer, best first, before any drop. T tokens, K choices.
+struct ExpertIds {
+  std::vector<int32_t> selected_TK;  // what is dispatched: by score and bias
+  std::vector<int32_t> unbiased_TK;  // by score alone: what the auxiliary losses count
+};
+
+class ChoiceObserver {
+ public:
+  virtual ~ChoiceObserver() = default;
+  // `layer` counts MoE layers. Returns whether it replaced the ids; sizes stay.
+  virtual bool chosen(const Batch& batch, int layer, ExpertIds& ids) = 0;
+};
+
+// Keeps what it sees, by micro-batch and layer. Micro-batches are told apart by their number and their first global
+// token id, so several steps may follow each other.
+class ChoiceRecord : public ChoiceObserver {
+ public:
+  bool chosen(const Batch& batch, int layer, ExpertIds& ids) override;
+  // Throws BugError for a micro-batch that was never seen.
+  const ExpertIds& at(const Batch& batch, int layer) const;
+  int64_t bytes() const;
+
+ private:
+  using Key = std::tuple<int64_t, int64_t, int>;
+  static Key key(const Batch& batch, int layer);
+  std::map<Key, ExpertIds> choices_;
+};
+
+// Compares with a record, and takes its ids over unless told only to look. The record may be shared by threads.
+class ChoiceReplay : public ChoiceObserver {
+ public:
+  ChoiceReplay(const ChoiceRecord& record, bool replace) : record_(record), replace_(replace) {}
+  bool chosen(const Batch& batch, int layer, ExpertIds& ids) override;
+  // Tokens that are not padding and whose own experts, or their order, were others than the recorded ones.
+  int64_t flips() const { return flips_; }
+
+ private:
+  const ChoiceRecord& record_;
+  bool replace_;
+  int64_t flips_ = 0;
+};
+
+}  // namespace conclave::moe

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "verify/faults.h"
+
+#include <ATen/TensorOperators.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "kernels/optimizer.h"
+
+namespace conclave::verify {
+namespace {
+
+struct NamedFault {
+  const char* name;
+  Fault fault;
+};
+constexpr std::array<NamedFault, 5> kFaults{{{"grad-scale", Fault::kGradScale},
+                                             {"expert-scale", Fault::kExpertScale},
+                                             {"lost-token", Fault::kLostToken},
+                                             {"bias-local", Fault::kBiasLocal},
+                                             {"norm-twice", Fault::kNormTwice}}};
+
+// Another dispatcher, except that the first token gets nothing back.
+class LosingDispatcher : public moe::Dispatcher {
+ public:
+  explicit LosingDispatcher(std::unique_ptr<Dispatcher> inner) : inner_(std::move(inner)) {}
+  moe::DispatchPlan plan(const moe::Routing& routing) const override { return inner_->plan(routing); }
+  moe::Transfer start_send(const moe::DispatchPlan& plan, const Tensor& x_TD, const Tensor& scalars_N) const override {
+    return inner_->start_send(plan, x_TD, scalars_N);
+  }
+  moe::Rows finish_send(const moe::DispatchPlan& plan, moe::Transfer& transfer) const override {
+    return inner_->finish_send(plan, transfer);
+  }
+  moe::Transfer start_give_back(const moe::DispatchPlan& plan, const Tensor& rows_RD,
+                                const Tensor& scalars_R) const override {
+    return inner_->start_give_back(plan, rows_RD, scalars_R);
+  }
+  moe::Rows finish_give_back(const moe::DispatchPlan& plan, moe::Transfer& transfer) const override {
+    moe::Rows home = inner_->finish_give_back(plan, transfer);
+    home.rows.narrow(0, 0, 1).zero_();
+    return home;
+  }
+
+ private:
+  std::unique_ptr<Dispatcher> inner_;
+};
+
+// How often each expert stands in `ids`, padding left out.
+void count(const Batch& batch, const std::vector<int32_t>& ids_TK, std::vector<int64_t>& counts_E) {
+  const size_t k = ids_TK.size() / static_cast<size_t>(batch.tokens_count());
+  for (size_t i = 0; i < ids_TK.size(); ++i) counts_E[ids_TK[i]] += batch.segment_ids[i / k] >= 0;
+}
+
+}  // namespace
+
+std::vector<std::string> fault_names() {
+  std::vector<std::string> names;
+  for (const auto& fault : kFaults) names.emplace_back(fault.name);
+  return names;
+}
+
+Fault fault_named(const std::string& name) {
+  if (name.empty()) return Fault::kNone;
+  for (const auto& fault : kFaults)
+    if (name == fault.name) return fault.fault;
+  throw UsageError("--plant: there is no fault '{}'; one of: {}", name, fmt::join(fault_names(), ", "));
+}
+
+void require_possible(Fault fault, const train::RunConfig& config, int64_t ranks) {
+  if (fault == Fault::kNone) return;
+  if (ranks < 2) throw ConfigError("--plant: one rank alone cannot have this fault; give -n 2 or more");
+  const auto shape = model::model_shape(config.model, config.moe);
+  const bool moe = std::any_of(shape.layers.begin(), shape.layers.end(), [](const auto& layer) { return layer.moe; });
+  if (fault != Fault::kGradScale && !moe) throw ConfigError("--plant: the model has no experts to damage");
+  if (fault == Fault::kBiasLocal && config.moe.balance.bias.update_rate <= 0)
+    throw ConfigError("--plant bias-local: the model has no loss-free bias; --set moe.balance.bias.update_rate=0.001");
+}
+
+Damage::Damage(Fault fault, const parallel::Mesh& mesh, const moe::ChoiceRecord& truth)
+    : fault_(fault), mesh_(mesh), truth_(truth) {}
+
+void Damage::reduced(Tensor dense, Tensor expert) {
+  if (fault_ == Fault::kGradScale && on_last_rank()) dense.mul_(mesh_.dp().size());
+  if (fault_ == Fault::kExpertScale) expert.mul_(mesh_.ep().size());
+  if (fault_ != Fault::kNormTwice) return;
+  std::vector<double> squares{kernels::sum_of_squares(expert)};
+  mesh_.ep().all_reduce(std::span<double>(squares));
+  expert_squares_ = squares[0];
+}
+
+double Damage::normed(double norm) {
+  if (fault_ != Fault::kNormTwice) return norm;
+  return std::sqrt(norm * norm + (mesh_.dp().size() - 1) * expert_squares_);
+}
+
+void Damage::enter(model::TransformerConfig& config) const {
+  if (fault_ != Fault::kLostToken || !on_last_rank()) return;
+  config.make_dispatcher = [make = config.make_dispatcher](const moe::DispatchConfig& dispatch, const comm::Group& ep) {
+    return std::make_unique<LosingDispatcher>(make(dispatch, ep));
+  };
+}
+
+void Damage::before_step(model::Transformer& model) {
+  if (fault_ != Fault::kBiasLocal) return;
+  biases_.clear();
+  for (const auto& layer : model.balance()) biases_.push_back(layer.bias_E.clone());
+}
+
+void Damage::after_step(model::Transformer& model, std::span<const Batch> batches) const {
+  if (fault_ != Fault::kBiasLocal) return;
+  for (size_t l = 0; l < biases_.size(); ++l) {
+    auto& state = model.balance()[l];
+    std::vector<int64_t> selected_E(biases_[l].numel(), 0), chosen_E(selected_E.size(), 0);
+    for (const Batch& batch : batches) {
+      const auto& ids = truth_.at(batch, static_cast<int>(l));
+      count(batch, ids.selected_TK, selected_E);
+      count(batch, ids.unbiased_TK, chosen_E);
+    }
+    state.bias_E.copy_(biases_[l]);
+    model.balancer().end_step(selected_E, chosen_E, state);
+  }
+}
+
+}  // namespace conclave::verify

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// The ways a model can be spread over ranks that `conclave verify` compares, and what each one promises
+// (docs/numerics.md). The configuration's own rules decide what is valid; nothing is run here.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "train/run_config.h"
+
+namespace conclave::verify {
+
+struct Layout {
+  int64_t dp = 1, ep = 1;
+  moe::DispatchType dispatch = moe::DispatchType::kAuto;  // kAuto: the model has no experts
+  parallel::ExecutorType executor = parallel::ExecutorType::kSequential;
+  parallel::Reduction reduction = parallel::Reduction::kCanonical;
+
+  int ranks() const { return static_cast<int>(dp); }
+  bool operator==(const Layout&) const = default;
+};
+// "dp 4 ep 2 canonical alltoall sequential".
+std::string name_of(const Layout& layout);
+
+enum class Promise {
+  kBitwise,  // every number of every step has the reference's bits
+  kClose,    // one step from equal state: loss, norm and each tensor's gradient within 1e-5, expert ids replayed
+};
+Promise promise_of(const Layout& layout);
+
+// `config` under `layout`. Throws ConfigError where they do not fit.
+train::RunConfig with_layout(const train::RunConfig& config, const Layout& layout);
+
+struct Skipped {
+  std::string what, why;
+};
+
+struct LayoutPlan {
+  Layout reference;  // one rank
+  std::vector<Layout> layouts;
+  std::vector<Skipped> skipped;
+  std::vector<std::string> unbuilt;  // values of dispatch and executor that no layout can have yet
+};
+
+// All layouts of 1 ... `ranks` ranks. `obstacle` is why canonical cannot be had on this machine, empty where it can.
+// Throws ConfigError where the model does not even run on one rank.
+LayoutPlan plan_layouts(const train::RunConfig& config, int64_t ranks, const std::string& obstacle);
+
+}  // namespace conclave::verify

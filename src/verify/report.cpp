@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "verify/report.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "config/fields.h"
+
+namespace conclave::verify {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr const char* kColumns =
+    "  {:<12} {:<9} {:<12} {:<11} {:>7} {:>7} {:>8} {:>6} {:>5} {:>7} {:>7} {:>5}  {:<8} {}\n";
+
+std::string cell(const Row& row, Quantity quantity) {
+  const Measure* measure = row.find(quantity);
+  if (measure == nullptr) return "-";
+  if (quantity == Quantity::kFlips) return fmt::format("{:.0f}", measure->difference);
+  if (measure->same_bits) return "=";
+  if (quantity <= Quantity::kDrops) return fmt::format("{:.0f}", measure->difference);
+  return measure->difference >= kNotFinite ? "nan" : fmt::format("{:.1e}", measure->difference);
+}
+
+std::string dispatch_of(const Layout& layout) {
+  return layout.dispatch == moe::DispatchType::kAuto ? "-" : std::string(config::enum_name(layout.dispatch));
+}
+
+const char* verdict_of(const Row& row) { return !row.judged ? "flipped" : row.first ? "BROKEN" : "holds"; }
+
+Json to_json(const Measure& measure) {
+  return {{"quantity", name_of(measure.quantity)}, {"step", measure.step + 1}, {"difference", measure.difference},
+          {"same_bits", measure.same_bits},        {"where", measure.where},   {"rank", measure.rank}};
+}
+
+Json to_json(const Row& row) {
+  Json json{{"dp", row.layout.dp},
+            {"ep", row.layout.ep},
+            {"reduction", config::enum_name(row.layout.reduction)},
+            {"dispatch", dispatch_of(row.layout)},
+            {"executor", config::enum_name(row.layout.executor)},
+            {"promise", row.promise == Promise::kBitwise ? "bitwise" : "close"},
+            {"verdict", !row.judged ? "flipped"
+                        : row.first ? "broken"
+                                    : "holds"},
+            {"first", row.first ? to_json(*row.first) : Json()}};
+  for (const auto& measure : row.largest) json["largest"][name_of(measure.quantity)] = to_json(measure);
+  return json;
+}
+
+}  // namespace
+
+std::string heading(const train::RunConfig& config, const LayoutPlan& plan, const VerifyOptions& options,
+                    const std::string& transport) {
+  const auto& train = config.train;
+  std::string text = fmt::format(
+      "up to {} ranks ({}, {} thread{} each), {} step{} of {} micro-batches of {} x {} tokens: "
+      "train.global_batch_size {} here\n",
+      options.ranks, transport, options.threads, options.threads == 1 ? "" : "s", options.steps,
+      options.steps == 1 ? "" : "s", train.global_batch_size / train.micro_batch_size, train.micro_batch_size,
+      config.data.seq_len, train.global_batch_size);
+  text += fmt::format("compared with {}; = same bits, else the largest relative difference\n", name_of(plan.reference));
+  for (const auto& skipped : plan.skipped) text += fmt::format("skipped: {}: {}\n", skipped.what, skipped.why);
+  if (!plan.unbuilt.empty()) text += fmt::format("not built yet: {}\n", fmt::join(plan.unbuilt, ", "));
+  text += "\n";
+  return text + fmt::format(kColumns, "layout", "reduction", "dispatch", "executor", "loss", "norm", "gradient",
+                            "counts", "drops", "bias", "weights", "flips", "promise", "verdict");
+}
+
+std::string row_text(const Row& row) {
+  std::string text = fmt::format(
+      kColumns, fmt::format("dp {} ep {}", row.layout.dp, row.layout.ep), config::enum_name(row.layout.reduction),
+      dispatch_of(row.layout), config::enum_name(row.layout.executor), cell(row, Quantity::kLoss),
+      cell(row, Quantity::kNorm), cell(row, Quantity::kGradient), cell(row, Quantity::kCounts),
+      cell(row, Quantity::kDrops), cell(row, Quantity::kBias), cell(row, Quantity::kWeights),
+      cell(row, Quantity::kFlips), row.promise == Promise::kBitwise ? "bitwise" : "<= 1e-5", verdict_of(row));
+  if (row.first) text += fmt::format("    first: {}\n", describe(*row.first));
+  return text;
+}
+
+bool all_hold(const std::vector<Row>& rows) {
+  return std::none_of(rows.begin(), rows.end(), [](const Row& row) { return row.first.has_value(); });
+}
+
+std::string closing(const std::vector<Row>& rows, const VerifyOptions& options) {
+  const auto broken = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.first.has_value(); });
+  const auto unjudged = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return !row.judged; });
+  std::string text = "\n";
+  if (unjudged > 0)
+    text += fmt::format("{} of {} layouts cannot be judged: top-k decisions flipped; leave --no-replay out\n", unjudged,
+                        rows.size());
+  if (broken == 0) {
+    text += fmt::format("all {} promises hold\n", static_cast<int64_t>(rows.size()) - unjudged);
+  } else {
+    text += fmt::format("{} of {} promises are BROKEN{}\n", broken, static_cast<int64_t>(rows.size()) - unjudged,
+                        options.fault == Fault::kNone ? "" : ", as the planted fault should");
+  }
+  if (options.fault != Fault::kNone && broken == 0)
+    text += "the planted fault was NOT found; it may need more --steps to show\n";
+  return text;
+}
+
+Json to_json(const train::RunConfig& config, const LayoutPlan& plan, const VerifyOptions& options,
+             const std::vector<Row>& rows) {
+  Json json{{"ranks", options.ranks},
+            {"steps", options.steps},
+            {"threads", options.threads},
+            {"replay", options.replay},
+            {"global_batch_size", config.train.global_batch_size},
+            {"micro_batch_size", config.train.micro_batch_size},
+            {"seq_len", config.data.seq_len},
+            {"reference", name_of(plan.reference)},
+            {"not_built", plan.unbuilt},
+            {"rows", Json::array()},
+            {"skipped", Json::array()},
+            {"all_hold", all_hold(rows)}};
+  for (const auto& row : rows) json["rows"].push_back(to_json(row));
+  for (const auto& skipped : plan.skipped) json["skipped"].push_back({{"what", skipped.what}, {"why", skipped.why}});
+  return json;
+}
+
+}  // namespace conclave::verify
