@@ -2,6 +2,7 @@
 #include "checkpoint/plan.h"
 
 #include <map>
+#include <numeric>
 
 #include "checkpoint/agreement.h"
 #include "checkpoint/json_text.h"
@@ -53,23 +54,35 @@ const parallel::StateEntry& find(const parallel::StateDict& state, const TensorK
   throw BugError("{} ({}) is planned here but not held", key.name, key.role);
 }
 
-// Brings the parts of a split tensor to rank 0. Returns its digest there, zero elsewhere.
+// Brings the parts of a split tensor to the holder of its first one. Returns its digest there, zero elsewhere.
 Digest gathered_digest(const comm::Group& group, const PlannedTensor& tensor, const parallel::StateDict& state) {
   const int64_t item = dtype_size(tensor.dtype);
+  const int root = tensor.holders.front();
+  std::vector<std::byte> mine;
+  std::vector<int64_t> sent(group.size()), received(group.size()), next(group.size());
+  for (size_t i = 0; i < tensor.boxes.size(); ++i) {
+    const int holder = tensor.holders[i];
+    if (group.rank() == root) received[holder] += *volume(tensor.boxes[i].shape) * item;
+    if (group.rank() != holder) continue;
+    const auto data = find(state, tensor.key, tensor.boxes[i]).data;
+    mine.insert(mine.end(), data.begin(), data.end());
+  }
+  sent[root] = std::ssize(mine);
+  std::exclusive_scan(received.begin(), received.end(), next.begin(), int64_t{0});
+  std::vector<std::byte> parts(next.back() + received.back());  // holder by holder
+  group.all_to_all_v(std::span<const std::byte>(mine), std::span<const int64_t>(sent), std::span<std::byte>(parts),
+                     std::span<const int64_t>(received));
+  if (group.rank() != root) return {};
   const Box whole{Shape(tensor.shape.size(), 0), tensor.shape};
-  std::vector<std::byte> all(group.rank() == 0 ? static_cast<size_t>(*volume(tensor.shape) * item) : 0);
+  std::vector<std::byte> all(parts.size());
   for (size_t i = 0; i < tensor.boxes.size(); ++i) {
     const auto& box = tensor.boxes[i];
-    std::vector<std::byte> part(static_cast<size_t>(*volume(box.shape) * item));
-    if (part.empty()) continue;
-    if (tensor.holders[i] == group.rank()) {
-      const auto data = find(state, tensor.key, box).data;
-      part.assign(data.begin(), data.end());
-    }
-    group.broadcast(std::span<std::byte>(part), tensor.holders[i]);
-    if (group.rank() == 0) copy_part(box, BoxBytes<const std::byte>{box, part}, BoxBytes<std::byte>{whole, all}, item);
+    const int64_t bytes = *volume(box.shape) * item;
+    const auto part = std::span<const std::byte>(parts).subspan(next[tensor.holders[i]], bytes);
+    next[tensor.holders[i]] += bytes;
+    if (bytes > 0) copy_part(box, BoxBytes<const std::byte>{box, part}, BoxBytes<std::byte>{whole, all}, item);
   }
-  return group.rank() == 0 ? tensor_digest(tensor.key, tensor.dtype, tensor.shape, all) : Digest{};
+  return tensor_digest(tensor.key, tensor.dtype, tensor.shape, all);
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ Plan make_plan(const comm::Group& group, const parallel::StateDict& state);
 int64_t total_bytes(const Plan& plan);
 
 // Collective. tensor_digest of every planned tensor, on every rank. Each tensor that one rank holds whole costs no
-// exchange; the parts of a split one are sent around.
+// exchange; the parts of a split one go to the rank with the first.
 std::vector<Digest> tensor_digests(const comm::Group& group, const Plan& plan, const parallel::StateDict& state);
 
 // state_digest over the whole plan.
