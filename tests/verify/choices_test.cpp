@@ -11,10 +11,10 @@
 namespace conclave::test {
 namespace {
 
-// Another model than the one of seed 1.
+// A model with other weights that sees the same batches.
 verify::RankSetup other_model(moe::ChoiceObserver& choices, const train::RunConfig& base) {
   auto config = base;
-  config.train.seed = 2;
+  config.model.init_std = 0.6;
   train::resolve(config, 1);
   return {.config = config, .choices = &choices};
 }

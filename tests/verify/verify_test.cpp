@@ -185,8 +185,7 @@ TEST(VerifyBatches, HavePaddingAndDocumentsAndAreNotRepeated) {
   EXPECT_GT(in(1), 0);
   EXPECT_LT(in(-1), 12);
   EXPECT_EQ(batch.tokens_count(), 24);
-  for (int64_t i = 0; i < 24; ++i)
-    EXPECT_TRUE(batch.segment_ids[i] >= 0 || batch.loss_mask[i] == 0);
+  for (int64_t i = 0; i < 24; ++i) EXPECT_TRUE(batch.segment_ids[i] >= 0 || batch.loss_mask[i] == 0);
   EXPECT_EQ(verify::micro_batch(config, 0, 1).tokens, batch.tokens);
   EXPECT_NE(verify::micro_batch(config, 1, 1).tokens, batch.tokens);
   EXPECT_NE(verify::micro_batch(config, 0, 2).tokens, batch.tokens);
