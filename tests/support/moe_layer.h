@@ -57,7 +57,7 @@ class MoeLayer {
     stages_.push_back(std::make_unique<moe::Dispatch>(nn::StageSite{"dispatch", 1}, *dispatcher_, slots, false));
     stages_.push_back(
         std::make_unique<moe::ExpertStage>(nn::StageSite{"experts", 2}, moe::Experts(parameters_, experts_), slots));
-    stages_.push_back(std::make_unique<moe::Combine>(nn::StageSite{"combine", 3}, *dispatcher_, slots, false));
+    stages_.push_back(std::make_unique<moe::Combine>(nn::StageSite{"combine", 3}, *dispatcher_, slots));
   }
   MoeLayer(const MoeLayer&) = delete;
   MoeLayer& operator=(const MoeLayer&) = delete;
