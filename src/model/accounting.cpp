@@ -150,8 +150,8 @@ RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan) {
   bytes.gradients = kFloatBytes * buffers * (replicated + sources * local_experts);
   const int64_t dense_owners = plan.zero == 1 ? plan.dp : 1, expert_owners = plan.zero == 1 ? plan.dp / plan.ep : 1;
   bytes.moments = 2 * kFloatBytes * (divided_up(replicated, dense_owners) + divided_up(local_experts, expert_owners));
-  bytes.activations =
-      kFloatBytes * plan.micro_batch_tokens * (saved_numbers(shape, plan) + 2 * shape.hidden);  // final norm: input and output
+  bytes.activations = kFloatBytes * plan.micro_batch_tokens *
+                      (saved_numbers(shape, plan) + 2 * shape.hidden);  // final norm: input and output
   return bytes;
 }
 
