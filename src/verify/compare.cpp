@@ -51,15 +51,20 @@ std::array<Measure, 2> of_counts(const train::StepReport& got, const train::Step
   return {counts.measure, drops.measure};
 }
 
-// ||a - b|| / max(||b||, floor).
-double distance(std::span<const float> a, std::span<const float> b, double floor) {
-  double squares = 0, difference = 0;
+double norm(std::span<const float> values) {
+  double squares = 0;
+  for (const float value : values) squares += static_cast<double>(value) * value;
+  return std::sqrt(squares);
+}
+
+// ||a - b|| / scale.
+double distance(std::span<const float> a, std::span<const float> b, double scale) {
+  double squares = 0;
   for (size_t i = 0; i < b.size(); ++i) {
     const double d = static_cast<double>(a[i]) - b[i];
-    difference += d * d;
-    squares += static_cast<double>(b[i]) * b[i];
+    squares += d * d;
   }
-  return difference == 0 ? 0 : finite(std::sqrt(difference) / std::max(std::sqrt(squares), floor));
+  return squares == 0 ? 0 : finite(std::sqrt(squares) / scale);
 }
 
 std::span<const float> floats(std::span<const std::byte> bytes) {
@@ -71,11 +76,13 @@ Measure of_tensors(Quantity quantity, const parallel::StateDict& entries,
                    const std::map<std::string, std::vector<std::byte>>& expected, double floor) {
   Measure worst{.quantity = quantity};
   for (const auto& entry : entries) {
-    const auto& bytes = expected.at(key_of(entry));
-    check(entry.data.size() == bytes.size(), "ranks hold whole tensors");
+    const auto& whole = expected.at(key_of(entry));
+    const auto bytes = part_of(whole, entry);
+    check(entry.data.size() == bytes.size(), "a part of the reference has the size of the rank's");
     if (std::memcmp(entry.data.data(), bytes.data(), bytes.size()) == 0) continue;
     const bool number = entry.dtype == comm::DType::kFloat32;
-    const double difference = number ? distance(floats(entry.data), floats(bytes), floor) : 1.0;
+    const double difference =
+        number ? distance(floats(entry.data), floats(bytes), std::max(norm(floats(whole)), floor)) : 1.0;
     if (!worst.same_bits && difference <= worst.difference) continue;
     worst.same_bits = false;
     worst.difference = difference;

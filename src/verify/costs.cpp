@@ -25,7 +25,8 @@ int64_t rank_bytes(const train::RunConfig& config, const model::ModelShape& shap
                                .ep = layout.ep,
                                .micro_batches = config.train.global_batch_size / config.train.micro_batch_size,
                                .micro_batch_tokens = config.train.micro_batch_size * config.data.seq_len,
-                               .reduction = layout.reduction};
+                               .reduction = layout.reduction,
+                               .zero = layout.zero};
   return model::rank_bytes(shape, plan).total();
 }
 

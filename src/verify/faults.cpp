@@ -79,16 +79,17 @@ void require_possible(Fault fault, const train::RunConfig& config, int64_t ranks
     throw ConfigError("--plant bias-local: the model has no loss-free bias; --set moe.balance.bias.update_rate=0.001");
 }
 
-Damage::Damage(Fault fault, const parallel::Mesh& mesh, const moe::ChoiceRecord& truth)
-    : fault_(fault), mesh_(mesh), truth_(truth) {}
+Damage::Damage(const DamagePlan& plan, const parallel::Mesh& mesh, const moe::ChoiceRecord& truth)
+    : fault_(plan.fault), sharded_(plan.sharded), mesh_(mesh), truth_(truth) {}
 
 void Damage::reduced(Tensor dense, Tensor expert) {
   if (fault_ == Fault::kGradScale && on_last_rank()) dense.mul_(mesh_.dp().size());
   if (fault_ == Fault::kExpertScale) expert.mul_(mesh_.ep().size());
   if (fault_ != Fault::kNormTwice) return;
   std::vector<double> squares{kernels::sum_of_squares(expert)};
-  mesh_.ep().all_reduce(std::span<double>(squares));
-  expert_squares_ = squares[0];
+  mesh_.dp().all_reduce(std::span<double>(squares));
+  // Without sharding each expert was counted on each of its owners.
+  expert_squares_ = sharded_ ? squares[0] : squares[0] / mesh_.edp().size();
 }
 
 double Damage::normed(double norm) {

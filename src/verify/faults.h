@@ -27,11 +27,16 @@ Fault fault_named(const std::string& name);
 // Throws ConfigError when the model, or so few ranks, have nothing that the fault could damage.
 void require_possible(Fault fault, const train::RunConfig& config, int64_t ranks);
 
+struct DamagePlan {
+  Fault fault = Fault::kNone;
+  bool sharded = false;  // parallel.zero: each rank has the gradients that it owns
+};
+
 // One rank's share of the damage.
 class Damage : public train::StepProbe {
  public:
   // `truth` are the choices of the undamaged run. Both outlive this.
-  Damage(Fault fault, const parallel::Mesh& mesh, const moe::ChoiceRecord& truth);
+  Damage(const DamagePlan& plan, const parallel::Mesh& mesh, const moe::ChoiceRecord& truth);
   void reduced(Tensor dense, Tensor expert) override;
   double normed(double norm) override;
   // The dispatcher of `config`, with the damage.
@@ -43,6 +48,7 @@ class Damage : public train::StepProbe {
   bool on_last_rank() const { return mesh_.world().rank() == mesh_.world().size() - 1; }
 
   Fault fault_;
+  bool sharded_;
   const parallel::Mesh& mesh_;
   const moe::ChoiceRecord& truth_;
   double expert_squares_ = 0;

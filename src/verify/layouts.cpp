@@ -77,8 +77,13 @@ bool has_experts(const train::RunConfig& config) {
 
 }  // namespace
 
+std::string short_name_of(const Layout& layout) {
+  return fmt::format("dp {} ep {}{}", layout.dp, layout.ep,
+                     layout.zero > 0 ? fmt::format(" zero {}", layout.zero) : "");
+}
+
 std::string name_of(const Layout& layout) {
-  std::string text = fmt::format("dp {} ep {} {}", layout.dp, layout.ep, config::enum_name(layout.reduction));
+  std::string text = fmt::format("{} {}", short_name_of(layout), config::enum_name(layout.reduction));
   if (layout.dispatch != DispatchType::kAuto) text += fmt::format(" {}", config::enum_name(layout.dispatch));
   return text + fmt::format(" {}", config::enum_name(layout.executor));
 }
@@ -94,7 +99,7 @@ train::RunConfig with_layout(const train::RunConfig& config, const Layout& layou
   train::RunConfig changed = config;
   changed.parallel.dp = layout.dp;
   changed.parallel.ep = layout.ep;
-  changed.parallel.zero = 0;  // every rank has whole gradients and moments to compare
+  changed.parallel.zero = layout.zero;
   changed.parallel.reduction = layout.reduction;
   changed.parallel.executor = layout.executor;
   changed.moe.dispatch.type = layout.dispatch;
@@ -116,13 +121,16 @@ LayoutPlan plan_layouts(const train::RunConfig& config, int64_t ranks, const std
   const auto add = [&](const Layout& layout) {
     if (layout.ep > 1 && layout.dispatch == DispatchType::kLocal) return;
     if (layout != plan.reference) plan.layouts.push_back(layout);
+    if (layout.dp == 1) return;  // nothing to shard
+    plan.layouts.push_back(layout);
+    plan.layouts.back().zero = 1;
   };
   for (int64_t dp = 1; dp <= ranks; ++dp) {
     for (int64_t ep = 1; ep <= (moe ? dp : 1); ++ep) {
       if (dp % ep != 0) continue;
       for (const Reduction reduction : reductions(config, dp, ep, obstacle.empty(), plan.skipped))
         for (const auto dispatch : dispatchers)
-          for (const auto executor : executors) add({dp, ep, dispatch, executor, reduction});
+          for (const auto executor : executors) add({dp, ep, dispatch, executor, reduction, 0});
     }
   }
   return plan;

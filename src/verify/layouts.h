@@ -15,12 +15,14 @@ struct Layout {
   moe::DispatchType dispatch = moe::DispatchType::kAuto;  // kAuto: the model has no experts
   parallel::ExecutorType executor = parallel::ExecutorType::kSequential;
   parallel::Reduction reduction = parallel::Reduction::kCanonical;
+  int64_t zero = 0;
 
   int ranks() const { return static_cast<int>(dp); }
   bool operator==(const Layout&) const = default;
 };
-// "dp 4 ep 2 canonical alltoall sequential".
+// "dp 4 ep 2 zero 1 canonical alltoall sequential"; short: "dp 4 ep 2 zero 1".
 std::string name_of(const Layout& layout);
+std::string short_name_of(const Layout& layout);
 
 enum class Promise {
   kBitwise,  // every number of every step has the reference's bits

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "checkpoint/box.h"
 #include "verify/batches.h"
 
 namespace conclave::verify {
@@ -13,7 +14,10 @@ namespace {
 
 std::map<std::string, std::vector<std::byte>> copies(const parallel::StateDict& entries) {
   std::map<std::string, std::vector<std::byte>> all;
-  for (const auto& entry : entries) all[key_of(entry)] = {entry.data.begin(), entry.data.end()};
+  for (const auto& entry : entries) {
+    check(entry.shape == entry.global_shape, "one rank holds whole tensors");
+    all[key_of(entry)] = {entry.data.begin(), entry.data.end()};
+  }
   return all;
 }
 
@@ -21,10 +25,19 @@ std::map<std::string, std::vector<std::byte>> copies(const parallel::StateDict& 
 
 std::string key_of(const parallel::StateEntry& entry) { return entry.name + " " + entry.role; }
 
+std::vector<std::byte> part_of(const std::vector<std::byte>& whole, const parallel::StateEntry& entry) {
+  if (entry.shape == entry.global_shape) return whole;
+  const checkpoint::Box all{checkpoint::Shape(entry.global_shape.size(), 0), entry.global_shape};
+  const checkpoint::Box box{entry.offset, entry.shape};
+  std::vector<std::byte> part(entry.data.size());
+  checkpoint::copy_part(box, {all, whole}, {box, part}, static_cast<int64_t>(comm::bytes_of(entry.dtype)));
+  return part;
+}
+
 RankRun::RankRun(const comm::Group& world, const RankSetup& setup)
     : config_(setup.config),
       mesh_(world, parallel::mesh_sizes(config_.parallel, world.size())),
-      damage_(setup.fault, mesh_, setup.truth != nullptr ? *setup.truth : none_),
+      damage_({setup.fault, config_.parallel.zero > 0}, mesh_, setup.truth != nullptr ? *setup.truth : none_),
       model_(model_config(setup), mesh_.ep()),
       step_(config_, mesh_, model_, failpoints_, setup.fault == Fault::kNone ? nullptr : &damage_) {}
 
@@ -47,8 +60,7 @@ train::StepReport RankRun::step(int64_t number) {
 
 void RankRun::load(const StepTrace& before, int64_t updates) {
   for (const auto& entry : state()) {
-    const auto& bytes = before.state.at(key_of(entry));
-    check(bytes.size() == entry.data.size(), "ranks hold whole tensors");
+    const auto bytes = part_of(before.state.at(key_of(entry)), entry);
     std::copy(bytes.begin(), bytes.end(), entry.data.begin());
   }
   train::restore_balance(model_, counts_);

@@ -27,6 +27,8 @@ struct Reference {
 };
 
 std::string key_of(const parallel::StateEntry& entry);
+// The elements of `whole`, the bytes of the entry's whole tensor, that the entry's box holds.
+std::vector<std::byte> part_of(const std::vector<std::byte>& whole, const parallel::StateEntry& entry);
 
 struct RankSetup {
   train::RunConfig config;  // under a layout, see with_layout

@@ -15,7 +15,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kColumns =
-    "  {:<12} {:<9} {:<12} {:<11} {:>7} {:>7} {:>8} {:>6} {:>5} {:>7} {:>7} {:>5}  {:<8} {}\n";
+    "  {:<16} {:<9} {:<12} {:<11} {:>7} {:>7} {:>8} {:>6} {:>5} {:>7} {:>7} {:>5}  {:<8} {}\n";
 
 std::string cell(const Row& row, Quantity quantity) {
   const Measure* measure = row.find(quantity);
@@ -40,6 +40,7 @@ Json to_json(const Measure& measure) {
 Json to_json(const Row& row) {
   Json json{{"dp", row.layout.dp},
             {"ep", row.layout.ep},
+            {"zero", row.layout.zero},
             {"reduction", config::enum_name(row.layout.reduction)},
             {"dispatch", dispatch_of(row.layout)},
             {"executor", config::enum_name(row.layout.executor)},
@@ -72,12 +73,12 @@ std::string heading(const train::RunConfig& config, const LayoutPlan& plan, cons
 }
 
 std::string row_text(const Row& row) {
-  std::string text = fmt::format(
-      kColumns, fmt::format("dp {} ep {}", row.layout.dp, row.layout.ep), config::enum_name(row.layout.reduction),
-      dispatch_of(row.layout), config::enum_name(row.layout.executor), cell(row, Quantity::kLoss),
-      cell(row, Quantity::kNorm), cell(row, Quantity::kGradient), cell(row, Quantity::kCounts),
-      cell(row, Quantity::kDrops), cell(row, Quantity::kBias), cell(row, Quantity::kWeights),
-      cell(row, Quantity::kFlips), row.promise == Promise::kBitwise ? "bitwise" : "<= 1e-5", verdict_of(row));
+  std::string text =
+      fmt::format(kColumns, short_name_of(row.layout), config::enum_name(row.layout.reduction), dispatch_of(row.layout),
+                  config::enum_name(row.layout.executor), cell(row, Quantity::kLoss), cell(row, Quantity::kNorm),
+                  cell(row, Quantity::kGradient), cell(row, Quantity::kCounts), cell(row, Quantity::kDrops),
+                  cell(row, Quantity::kBias), cell(row, Quantity::kWeights), cell(row, Quantity::kFlips),
+                  row.promise == Promise::kBitwise ? "bitwise" : "<= 1e-5", verdict_of(row));
   if (row.first) text += fmt::format("    first: {}\n", describe(*row.first));
   return text;
 }

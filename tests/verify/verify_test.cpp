@@ -70,10 +70,10 @@ TEST_P(VerifyRanks, EveryLayoutOfUpToFourRanksKeepsItsPromise) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, VerifyRanks,
-                         ::testing::Values(ModelCase{"Dense", dense_model, 5},
-                                           ModelCase{"SoftmaxWithAux", softmax_aux_model, 17},
-                                           ModelCase{"SigmoidWithBias", sigmoid_bias_model, 17},
-                                           ModelCase{"Capacity", capacity_model, 17}),
+                         ::testing::Values(ModelCase{"Dense", dense_model, 9},
+                                           ModelCase{"SoftmaxWithAux", softmax_aux_model, 31},
+                                           ModelCase{"SigmoidWithBias", sigmoid_bias_model, 31},
+                                           ModelCase{"Capacity", capacity_model, 31}),
                          [](const auto& info) { return info.param.name; });
 
 struct FaultCase {
@@ -91,7 +91,7 @@ class VerifyFaultsRanks : public ::testing::TestWithParam<FaultCase> {};
 
 TEST_P(VerifyFaultsRanks, ArePointedAtWhereTheyBegin) {
   const auto outcome = verify_on_threads(sigmoid_bias_model(), {.ranks = 2, .steps = 1, .fault = GetParam().fault});
-  ASSERT_EQ(outcome.rows.size(), 9u);
+  ASSERT_EQ(outcome.rows.size(), 15u);
   for (const auto& row : outcome.rows) {
     SCOPED_TRACE(table({row}));
     EXPECT_EQ(!row.first.has_value(), GetParam().harmless(row.layout));
@@ -152,7 +152,7 @@ TEST(VerifyLayouts, ShortMicroBatchesHaveNoCanonical) {
   const auto plan = verify::plan_layouts(config, 2, "");
   EXPECT_THAT(plan.skipped, Contains(skipped("dp 2 ep 1 canonical", "at least 16 tokens")));
   EXPECT_EQ(plan.reference.reduction, parallel::Reduction::kFast);
-  EXPECT_EQ(plan.layouts.size(), 4u);
+  EXPECT_EQ(plan.layouts.size(), 7u);
 }
 
 TEST(VerifyLayouts, WithoutCanonicalEverythingIsComparedWithFast) {
@@ -160,7 +160,7 @@ TEST(VerifyLayouts, WithoutCanonicalEverythingIsComparedWithFast) {
   const auto plan = verify::plan_layouts(config, 2, "bits of a row move");
   EXPECT_THAT(plan.skipped, Contains(skipped("canonical", "bits of a row move")));
   EXPECT_EQ(plan.reference.reduction, parallel::Reduction::kFast);
-  EXPECT_EQ(plan.layouts.size(), 4u);
+  EXPECT_EQ(plan.layouts.size(), 7u);
   for (const auto& layout : plan.layouts) EXPECT_EQ(verify::promise_of(layout), verify::Promise::kClose);
 }
 
