@@ -103,7 +103,7 @@ TEST(RunDirectoryTest, ALiveOwnerKeepsIt) {
   ASSERT_TRUE(owner.owns());
   const auto start = Clock::now();
   const auto message = message_of([&] { RunDirectory(comm::Group(), scratch.run(), quick(), *make_silent_log()); });
-  EXPECT_LT(seconds_since(start), 5);
+  EXPECT_LT(seconds_since(start), 30);
   EXPECT_THAT(message, testing::HasSubstr("belongs to a live run"));
   EXPECT_THAT(message, testing::HasSubstr("process " + std::to_string(owner.pid())));
   EXPECT_THROW(RunDirectory(comm::Group(), scratch.run(), quick(), *make_silent_log()), OwnedError);
@@ -119,7 +119,7 @@ TEST(RunDirectoryTest, ADeadOwnersDirectoryIsTakenAtOnce) {
   patient.lock.lease_seconds = 60;
   const auto start = Clock::now();
   const RunDirectory directory(comm::Group(), scratch.run(), patient, *make_silent_log());
-  EXPECT_LT(seconds_since(start), 5);
+  EXPECT_LT(seconds_since(start), 30);
   EXPECT_NO_THROW(directory.check_still_ours());
 }
 
