@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 #include <malloc.h>
 
+#include <algorithm>
 #include <filesystem>
+#include <limits>
 
 #include "support/thread_count.h"
 #include "train/layout_runs.h"
@@ -54,12 +56,16 @@ TEST_P(SteadyState, StepsLeaveNoMemoryBehind) {
   // Routing changes from step to step, and with it what is allocated within one.
   Training training({.name = "Steady", .change = [](auto& config) { config.train.steps = 1000; }}, GetParam());
   training.steps(5);
-  const int64_t after_5 = bytes_in_use();
-  training.steps(100);
-  const int64_t growth = bytes_in_use() - after_5;
-  // One lost vector of 8 counts for each step would be 9,600 bytes here. Freed small pieces that the allocator keeps at
-  // hand count as in use.
-  EXPECT_LT(growth, 8 * 1024);
+  // One lost vector of 8 counts for each step is 9,600 bytes in every window. Freed small pieces that the allocator
+  // keeps at hand count as in use, and how many differs from machine to machine; but such a growth ends, and a leak
+  // does not.
+  int64_t growth = std::numeric_limits<int64_t>::max();
+  for (int window = 0; window < 4 && growth > 4 * 1024; ++window) {
+    const int64_t before = bytes_in_use();
+    training.steps(100);
+    growth = std::min(growth, bytes_in_use() - before);
+  }
+  EXPECT_LE(growth, 4 * 1024);
   RecordProperty("growth_bytes", static_cast<int>(growth));
 }
 
