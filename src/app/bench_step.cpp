@@ -129,7 +129,7 @@ StepBench bench_step(comm::World& world, const train::RunConfig& config, const S
   at::set_num_threads(bench.threads);
   const auto group = world.group(config.comm.backend);
   const parallel::Mesh mesh(group, parallel::mesh_sizes(config.parallel, group.size()));
-  model::Transformer model(train::transformer_config(config), mesh.ep());
+  model::Transformer model(train::transformer_config(config), mesh);
   Rows rows;
   if (options.reference.empty()) {
     rows = random_tokens(config);

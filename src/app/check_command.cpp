@@ -6,8 +6,7 @@
 #include <memory>
 #include <set>
 
-#include "model/accounting.h"
-#include "train/run_config.h"
+#include "train/memory_plan.h"
 
 namespace conclave::app {
 namespace {
@@ -21,6 +20,7 @@ std::string layout_line(const RunConfig& config) {
                                  mesh.pp, *mesh.dp, mesh.cp, mesh.tp);
   if (!config.moe.enabled) return text + "\n";
   const int64_t replicas = *mesh.dp * mesh.cp * mesh.tp / (mesh.ep * mesh.etp);
+  if (mesh.etp > 1) text += fmt::format("; width of an expert over etp {}", mesh.etp);
   return text + fmt::format("; experts over ep {}, each on {} rank{}\n", mesh.ep, replicas, replicas == 1 ? "" : "s");
 }
 
@@ -55,13 +55,7 @@ std::string batch_line(const RunConfig& config) {
 std::string gib(int64_t bytes) { return fmt::format("{:.3f} GiB", static_cast<double>(bytes) / (1 << 30)); }
 
 std::string memory_lines(const RunConfig& config, const model::ModelShape& shape) {
-  model::MemoryPlan plan{.dp = *config.parallel.dp,
-                         .ep = config.parallel.ep,
-                         .micro_batches = config.train.global_batch_size / config.train.micro_batch_size,
-                         .micro_batch_tokens = config.train.micro_batch_size * config.data.seq_len,
-                         .reduction = config.parallel.reduction,
-                         .recompute = config.memory.recompute,
-                         .zero = config.parallel.zero};
+  model::MemoryPlan plan = train::memory_plan(config);
   const model::RankBytes bytes = model::rank_bytes(shape, plan);
   std::string text =
       fmt::format("memory: {} on each rank (parameters {}, gradients {}, moments {}{}, activations about {})\n",
@@ -72,7 +66,8 @@ std::string memory_lines(const RunConfig& config, const model::ModelShape& shape
   plan.reduction = parallel::Reduction::kFast;
   const int64_t more = bytes.gradients - model::rank_bytes(shape, plan).gradients;
   return text + fmt::format("reduction canonical: {} gradient sets{}, {} more than fast\n", sets,
-                            plan.ep > 1 ? fmt::format(", {} times for local experts", plan.ep) : "", gib(more));
+                            plan.sources() > 1 ? fmt::format(", {} times for local experts", plan.sources()) : "",
+                            gib(more));
 }
 
 }  // namespace

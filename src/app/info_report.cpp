@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/error.h"
-#include "model/accounting.h"
+#include "train/memory_plan.h"
 
 namespace conclave::app {
 namespace {
@@ -97,10 +97,11 @@ std::string flop_table(const model::ModelShape& shape, int64_t length) {
                 row("  training, one sequence", [&](const auto& f) { return f.training() * length; })});
 }
 
-model::MemoryPlan memory_plan(const train::RunConfig& config, int64_t ranks) {
-  const auto& parallel = config.parallel;
+model::MemoryPlan plan_for(train::RunConfig config, int64_t ranks) {
+  auto& parallel = config.parallel;
   const int64_t others = parallel.tp * parallel.cp * parallel.pp;
-  const int64_t dp = parallel.dp.value_or(ranks / others);
+  parallel.dp = parallel.dp.value_or(ranks / others);
+  const int64_t dp = *parallel.dp;
   if (dp < 1 || dp * others != ranks)
     throw ConfigError(
         "{} ranks do not match parallel: dp {} x tp {} x cp {} x pp {}; give -n the product, or change the axes", ranks,
@@ -109,26 +110,22 @@ model::MemoryPlan memory_plan(const train::RunConfig& config, int64_t ranks) {
   if (micro < 1 || config.train.global_batch_size % (dp * micro) != 0)
     throw ConfigError("train.global_batch_size {} is not a multiple of dp {} x train.micro_batch_size {}",
                       config.train.global_batch_size, dp, micro);
-  return {.dp = dp,
-          .ep = parallel.ep,
-          .micro_batches = config.train.global_batch_size / micro,
-          .micro_batch_tokens = micro * config.data.seq_len,
-          .reduction = parallel.reduction,
-          .recompute = config.memory.recompute,
-          .zero = parallel.zero};
+  return train::memory_plan(config);
 }
 
 std::string memory_table(const train::RunConfig& config, const model::ModelShape& shape, int64_t ranks) {
-  const auto plan = memory_plan(config, ranks);
+  const auto plan = plan_for(config, ranks);
   const auto bytes = rank_bytes(shape, plan);
   const auto row = [](const std::string& name, int64_t value) { return Row{name, grouped(value), gibibytes(value)}; };
   const bool canonical = plan.reduction == parallel::Reduction::kCanonical;
-  const auto sets = fmt::format("  gradients ({} sets{})", gradient_buffers(plan),
-                                canonical && plan.ep > 1 ? fmt::format(", x {} for local experts", plan.ep) : "");
+  const auto sets =
+      fmt::format("  gradients ({} sets{})", gradient_buffers(plan),
+                  canonical && plan.sources() > 1 ? fmt::format(", x {} for local experts", plan.sources()) : "");
   return fmt::format(
-             "Layout: {} ranks, dp {}, ep {}, {} micro-batches of {} tokens a step, reduction {}, zero {}, fp32\n",
-             ranks, plan.dp, plan.ep, plan.micro_batches, plan.micro_batch_tokens, canonical ? "canonical" : "fast",
-             plan.zero) +
+             "Layout: {} ranks, dp {}, tp {}, ep {}, etp {}, {} micro-batches of {} tokens a step, reduction {}, zero "
+             "{}, fp32\n",
+             ranks, plan.dp, plan.tp, plan.ep, plan.etp, plan.micro_batches, plan.micro_batch_tokens,
+             canonical ? "canonical" : "fast", plan.zero) +
          table({{"Bytes on each rank", "bytes", ""},
                 row("  parameters", bytes.parameters),
                 row(sets, bytes.gradients),

@@ -34,8 +34,9 @@ void block_stop_signals() {
 
 void require_canonical(const train::RunConfig& config, int threads) {
   if (config.parallel.reduction != parallel::Reduction::kCanonical) return;
-  const auto obstacle = model::canonical_obstacle(model::model_shape(config.model, config.moe),
-                                                  config.train.micro_batch_size * config.data.seq_len, threads);
+  const auto shape =
+      model::share_of(model::model_shape(config.model, config.moe), config.parallel.tp, config.parallel.etp);
+  const auto obstacle = model::canonical_obstacle(shape, config.train.micro_batch_size * config.data.seq_len, threads);
   if (obstacle.empty()) return;
   throw ConfigError(
       "parallel.reduction: canonical cannot keep its promise on this machine: {}\n  Make that size a multiple of 16, "
@@ -92,7 +93,7 @@ int train_in(comm::World& world, const TrainOptions& options) {
   for (const auto& warning : loaded.warnings) log->warn("{}", warning);
 
   comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank(), world.activity());
-  model::Transformer model(train::transformer_config(config), mesh.ep());
+  model::Transformer model(train::transformer_config(config), mesh);
   train::TrainStep step(config, mesh, model, failpoints);
   train::Trainer trainer({config, mesh, model, step, batches, validation ? &*validation : nullptr, store, environment,
                           watchdog, failpoints, *log});

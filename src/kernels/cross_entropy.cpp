@@ -28,6 +28,24 @@ T row(T* logits, int64_t n, int32_t target, T mask, bool gradient) {
   return mask * (lse - logit);
 }
 
+// Calls body(row, column of its target or -1) for rows that count, masked(row) for the others.
+template <typename Body, typename Masked>
+void for_part_rows(const Tensor& logits_NV, const VocabularyPart& part, const Body& body, const Masked& masked) {
+  const int64_t rows = logits_NV.size(0), n = logits_NV.size(1);
+  check_count("cross_entropy_part", "targets", static_cast<int64_t>(part.targets.size()), rows);
+  check_count("cross_entropy_part", "mask", static_cast<int64_t>(part.mask.size()), rows);
+  for_rows(rows, kWork * n, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t column = part.targets[i] - part.first;
+      if (part.mask[i] == 0) {
+        masked(i);
+      } else {
+        body(i, column >= 0 && column < n ? column : -1);
+      }
+    }
+  });
+}
+
 }  // namespace
 
 void cross_entropy_rows(Tensor& logits_NV, std::span<const int32_t> targets, std::span<const float> mask, bool gradient,
@@ -52,6 +70,50 @@ void cross_entropy_rows(Tensor& logits_NV, std::span<const int32_t> targets, std
                                : row(logits + i * n, n, targets[i], static_cast<T>(mask[i]), gradient);
       }
     });
+  });
+}
+
+void cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bool gradient, Tensor& lse_N, Tensor& target_N) {
+  const char* name = "cross_entropy_part";
+  check_tensors(name, {{logits_NV, "logits_NV"}, {lse_N, "lse_N"}, {target_N, "target_N"}});
+  check_dimensions(name, {logits_NV, "logits_NV"}, 2);
+  check_sizes(name, {lse_N, "lse_N"}, {logits_NV.size(0)});
+  check_sizes(name, {target_N, "target_N"}, {logits_NV.size(0)});
+  with_type(logits_NV, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t n = logits_NV.size(1);
+    T* logits = logits_NV.mutable_data_ptr<T>();
+    T *lse = lse_N.mutable_data_ptr<T>(), *target = target_N.mutable_data_ptr<T>();
+    const auto body = [&](int64_t i, int64_t column) {
+      T* row = logits + i * n;
+      target[i] = column < 0 ? T{0} : row[column];
+      lse[i] =
+          gradient ? loops<T>().softmax_in_place(row, static_cast<T>(part.mask[i]), n) : loops<T>().log_sum_exp(row, n);
+    };
+    for_part_rows(logits_NV, part, body,
+                  [&](int64_t i) { target[i] = lse[i] = masked_row(logits + i * n, n, gradient); });
+  });
+}
+
+void finish_cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bool gradient, const Tensor& share_N,
+                               Tensor& loss_N) {
+  const char* name = "finish_cross_entropy_part";
+  check_tensors(name, {{logits_NV, "logits_NV"}, {share_N, "share_N"}, {loss_N, "loss_N"}});
+  check_sizes(name, {share_N, "share_N"}, {logits_NV.size(0)});
+  check_sizes(name, {loss_N, "loss_N"}, {logits_NV.size(0)});
+  with_type(logits_NV, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t n = logits_NV.size(1);
+    const T* share = share_N.const_data_ptr<T>();
+    T *logits = logits_NV.mutable_data_ptr<T>(), *loss = loss_N.mutable_data_ptr<T>();
+    const auto body = [&](int64_t i, int64_t column) {
+      loss[i] *= static_cast<T>(part.mask[i]);
+      if (!gradient) return;
+      T* row = logits + i * n;
+      for (int64_t j = 0; j < n; ++j) row[j] *= share[i];
+      if (column >= 0) row[column] -= static_cast<T>(part.mask[i]);
+    };
+    for_part_rows(logits_NV, part, body, [&](int64_t i) { loss[i] = 0; });
   });
 }
 

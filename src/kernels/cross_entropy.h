@@ -16,4 +16,19 @@ namespace conclave::kernels {
 void cross_entropy_rows(Tensor& logits_NV, std::span<const int32_t> targets, std::span<const float> mask, bool gradient,
                         Tensor& loss_N);
 
+// A rank's columns of the vocabulary, and what is wanted of each row.
+struct VocabularyPart {
+  std::span<const int32_t> targets;  // of the whole vocabulary
+  std::span<const float> mask;
+  int64_t first = 0;  // token of column 0
+};
+// The same for logits whose columns are spread over ranks, in two steps. First: lse[i] = logsumexp of the columns here,
+// target[i] = the target's logit, 0 if it is elsewhere; with `gradient` the logits become mask[i] * softmax over the
+// columns here. Rows with mask 0 give 0.
+void cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bool gradient, Tensor& lse_N, Tensor& target_N);
+// Second, when lse and target of all ranks are known: loss[i], which is (lse of all - target) before, times mask[i];
+// and logits[i] * share[i], share = exp(lse here - lse of all), less mask[i] at the target.
+void finish_cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bool gradient, const Tensor& share_N,
+                               Tensor& loss_N);
+
 }  // namespace conclave::kernels

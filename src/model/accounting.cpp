@@ -47,24 +47,31 @@ LayerParameters layer_parameters(const ModelShape& shape, const LayerShape& laye
 // Logits, scores, and of each choice its row, weight and id.
 int64_t routing_numbers(const LayerShape& layer) { return layer.moe ? 2 * layer.num_experts + 3 * layer.top_k : 0; }
 
-// Numbers that forward keeps of each token for backward, nothing made again but norms where `norms_again`.
-int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, int64_t ep, bool norms_again) {
-  const int64_t h = shape.hidden;
+// Numbers that forward keeps of each token of a micro-batch for backward.
+int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, const MemoryPlan& plan) {
+  const int64_t h = shape.hidden, tp = plan.tp;
+  const bool norms_again = plan.recompute != Recompute::kNone;
+  const int64_t stream_ranks = plan.sequence_parallel ? tp : 1;
   // Inputs of both residual branches and their normalised copies; q, k, v, attention output, log-sum-exp of each head.
-  const int64_t attention = (norms_again ? 2 : 4) * h + 2 * query_width(shape) + 2 * key_width(shape) + shape.heads;
+  int64_t saved = (norms_again ? 2 : 4) * h / stream_ranks;
+  saved += (2 * query_width(shape) + 2 * key_width(shape) + shape.heads) / tp;
+  // What sequence parallelism gathers for the attention and for what stands beside the experts.
+  if (stream_ranks > 1 && !norms_again) saved += h * (layer.ffn_width + layer.shared_width > 0 ? 2 : 1);
   // Pre-activations of gate and up; their product is cheaper to repeat than to keep.
   const int64_t widths = layer.ffn_width + layer.shared_width + layer.top_k * layer.expert_width;
-  // Rows that came from other ranks are kept, local ones are not.
-  const int64_t remote_rows = layer.moe ? layer.top_k * h * (ep - 1) / ep : 0;
-  return attention + 2 * widths + routing_numbers(layer) + remote_rows + (layer.residual_dense ? h : 0);
+  // Rows that came from other ranks are kept, local ones are not. An expert that is spread has them on every rank.
+  const int64_t remote_rows = layer.moe ? layer.top_k * h * plan.etp * (plan.sources() - 1) / (plan.sources() * tp) : 0;
+  return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + (layer.residual_dense ? h : 0);
 }
 
 int64_t saved_numbers(const ModelShape& shape, const MemoryPlan& plan) {
   int64_t saved = 0, largest = 0;
   for (const LayerShape& layer : shape.layers) {
-    const int64_t block = saved_numbers(shape, layer, plan.ep, plan.recompute != Recompute::kNone);
+    const int64_t block = saved_numbers(shape, layer, plan);
     largest = std::max(largest, block);
-    saved += plan.recompute == Recompute::kFull ? shape.hidden + routing_numbers(layer) : block;
+    saved += plan.recompute == Recompute::kFull
+                 ? shape.hidden / (plan.sequence_parallel ? plan.tp : 1) + routing_numbers(layer)
+                 : block;
   }
   // Of whole blocks, the one that is being made again is there.
   return saved + (plan.recompute == Recompute::kFull ? largest : 0);
@@ -132,26 +139,30 @@ int64_t gradient_buffers(const MemoryPlan& plan) {
 
 RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan) {
   const int64_t buffers = gradient_buffers(plan);
-  if (plan.ep < 1 || plan.dp % plan.ep != 0)
-    throw ConfigError("parallel.ep {} does not divide the {} data-parallel ranks", plan.ep, plan.dp);
+  if (plan.sources() < 1 || plan.dp * plan.tp % plan.sources() != 0)
+    throw ConfigError("parallel.ep {} x etp {} does not divide the {} ranks of dp x tp", plan.ep, plan.etp,
+                      plan.dp * plan.tp);
   for (size_t i = 0; i < shape.layers.size(); ++i) {
     if (shape.layers[i].num_experts % plan.ep != 0)
       throw ConfigError("parallel.ep {} does not divide the {} experts of layer {}", plan.ep,
                         shape.layers[i].num_experts, i);
   }
   const auto count = count_parameters(shape, Counter::kExact);
-  const int64_t local_experts = count.experts() / plan.ep;
-  const int64_t replicated = count.total() - count.experts();
+  const int64_t local_experts = count.experts() / plan.sources();
+  int64_t whole = count.final_norm;  // on every tensor-parallel rank
+  for (const auto& layer : count.layers) whole += layer.norms + layer.router;
+  const int64_t replicated = whole + divided_up(count.total() - count.experts() - whole, plan.tp);
   // A local expert sees tokens of every rank of its expert group; canonical keeps their gradients apart until the tree
   // over global micro-batches says in which order to add them.
-  const int64_t sources = plan.reduction == parallel::Reduction::kCanonical ? plan.ep : 1;
+  const int64_t sources = plan.reduction == parallel::Reduction::kCanonical ? plan.sources() : 1;
   RankBytes bytes;
   bytes.parameters = kFloatBytes * (replicated + local_experts);
   bytes.gradients = kFloatBytes * buffers * (replicated + sources * local_experts);
-  const int64_t dense_owners = plan.zero == 1 ? plan.dp : 1, expert_owners = plan.zero == 1 ? plan.dp / plan.ep : 1;
+  const int64_t dense_owners = plan.zero == 1 ? plan.dp : 1, expert_owners = plan.zero == 1 ? plan.expert_copies() : 1;
   bytes.moments = 2 * kFloatBytes * (divided_up(replicated, dense_owners) + divided_up(local_experts, expert_owners));
   bytes.activations = kFloatBytes * plan.micro_batch_tokens *
-                      (saved_numbers(shape, plan) + 2 * shape.hidden);  // final norm: input and output
+                      (saved_numbers(shape, plan) +
+                       2 * shape.hidden / (plan.sequence_parallel ? plan.tp : 1));  // final norm: input and output
   return bytes;
 }
 

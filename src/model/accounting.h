@@ -65,15 +65,21 @@ struct FlopCount {
 
 FlopCount count_flops(const ModelShape& shape, Counter counter, int64_t sequence_length);
 
-// How a step is spread over ranks (tensor, context and pipeline parallelism are 1).
+// How a step is spread over ranks (context and pipeline parallelism are 1).
 struct MemoryPlan {
   int64_t dp = 1;
+  int64_t tp = 1;
   int64_t ep = 1;
+  int64_t etp = 1;
+  bool sequence_parallel = true;
   int64_t micro_batches = 1;       // M of one optimizer step, over all ranks
-  int64_t micro_batch_tokens = 0;  // on one rank
+  int64_t micro_batch_tokens = 0;  // of the tp ranks together
   parallel::Reduction reduction = parallel::Reduction::kFast;
   Recompute recompute = Recompute::kNone;
   int64_t zero = 0;  // 1: moments are sharded over the ranks that hold the same parameters
+
+  int64_t sources() const { return ep * etp; }                   // ranks that send tokens to a rank's experts
+  int64_t expert_copies() const { return dp * tp / sources(); }  // edp
 };
 
 // Bytes on one rank in fp32, where a parameter is its own master copy. Moments that are sharded are an even division;
@@ -94,7 +100,7 @@ struct RankBytes {
 // them. Throws ConfigError where M / dp is not a power of two (canonical) or not whole.
 int64_t gradient_buffers(const MemoryPlan& plan);
 
-// Throws ConfigError where ep does not divide dp or a layer's experts.
+// Throws ConfigError where ep x etp does not divide dp x tp, or ep a layer's experts.
 RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan);
 
 }  // namespace conclave::model

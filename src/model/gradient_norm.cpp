@@ -24,7 +24,7 @@ void for_tensors(const nn::Parameters& parameters, bool expert, const Body& body
     if (parameter.expert != expert) continue;
     int64_t begin = parameter.offset;
     for (const auto& part : parameter.parts) {
-      const int64_t count = nn::element_count(part.shape);
+      const int64_t count = nn::element_count(part.held());
       body(part, begin, count);
       begin += count;
     }
@@ -43,10 +43,10 @@ std::vector<int64_t> norm_slice_starts(const nn::Parameters& parameters, bool ex
 }
 
 GradientNorm::Pieces GradientNorm::pieces_of(const nn::Parameters& parameters, const parallel::Shards& shards,
-                                             bool expert) {
-  Pieces pieces{{}, shards, {}};
+                                             const comm::Group& parts, bool expert) {
+  Pieces pieces{{}, shards, {}, parts};
   for_tensors(parameters, expert, [&](const nn::LogicalTensor& tensor, int64_t begin, int64_t count) {
-    pieces.all.push_back({tensor.name, begin, count});
+    pieces.all.push_back({tensor.name, begin, count, !tensor.whole()});
   });
   const std::vector<int64_t>& cuts = shards.cuts();
   for (size_t r = 0; r + 1 < cuts.size(); ++r) {
@@ -62,18 +62,18 @@ GradientNorm::Pieces GradientNorm::pieces_of(const nn::Parameters& parameters, c
 
 GradientNorm::Piece GradientNorm::clipped(const Piece& piece, int64_t begin, int64_t end) {
   const int64_t first = std::max(piece.begin, begin), last = std::min(piece.begin + piece.count, end);
-  return {piece.name, first, std::max<int64_t>(0, last - first)};
+  return {piece.name, first, std::max<int64_t>(0, last - first), piece.spread};
 }
 
-GradientNorm::GradientNorm(const nn::Parameters& parameters, const Ownership& ownership, const comm::Group& ep)
-    : dense_(pieces_of(parameters, ownership.dense, false)),
-      expert_(pieces_of(parameters, ownership.expert, true)),
-      ep_(ep) {
+GradientNorm::GradientNorm(const nn::Parameters& parameters, const Ownership& ownership, const parallel::Mesh& mesh)
+    : dense_(pieces_of(parameters, ownership.dense, mesh.tp(), false)),
+      expert_(pieces_of(parameters, ownership.expert, mesh.etp(), true)),
+      ep_(mesh.ep()) {
   std::vector<std::string> names;
   for (const auto& piece : dense_.all) names.push_back(piece.name);
   std::string mine;
   for (const auto& piece : expert_.all) mine += piece.name + '\n';
-  for (const auto& text : ep.all_gather_text(mine)) {
+  for (const auto& text : ep_.all_gather_text(mine)) {
     std::stringstream lines(text);
     for (std::string name; std::getline(lines, name);) names.push_back(name);
   }
@@ -101,7 +101,20 @@ std::vector<double> GradientNorm::sums_of_squares(const Pieces& pieces, const Te
     sums.push_back(tree_sum(std::span<const double>(next, static_cast<size_t>(slices_in(piece.count)))));
     next += slices_in(piece.count);
   }
-  return sums;
+  return joined(pieces, sums);
+}
+
+std::vector<double> GradientNorm::joined(const Pieces& pieces, const std::vector<double>& sums) {
+  const size_t parts = pieces.parts.size();
+  if (parts == 1) return sums;
+  std::vector<double> all(sums.size() * parts), whole;
+  pieces.parts.all_gather(std::span<const double>(sums), std::span<double>(all));
+  for (size_t i = 0; i < sums.size(); ++i) {
+    std::vector<double> of_piece;
+    for (size_t r = 0; r < (pieces.all[i].spread ? parts : 1); ++r) of_piece.push_back(all[r * sums.size() + i]);
+    whole.push_back(tree_sum(std::span<const double>(of_piece)));
+  }
+  return whole;
 }
 
 double GradientNorm::operator()(const Tensor& dense, const Tensor& expert) const {

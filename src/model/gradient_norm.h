@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The global gradient norm, each element counted once whoever owns it: sums of squares in fp64 for each slice of a
 // logical tensor, added on fixed trees over the slices of a tensor and over tensors in the order of their names, so
-// that the bits do not depend on dp, ep or who owns what. Also finds what is not finite.
+// that the bits do not depend on dp, ep or who owns what. What tensor-parallel ranks hold of one tensor is added up in
+// rank order; what all of them hold counts once. Also finds what is not finite.
 #pragma once
 
 #include <optional>
 #include <string>
 
-#include "comm/group.h"
 #include "nn/parameters.h"
+#include "parallel/mesh.h"
 #include "parallel/shards.h"
 
 namespace conclave::model {
@@ -25,10 +26,10 @@ struct Ownership {
 
 class GradientNorm {
  public:
-  // Collective over `ep` (names of the experts elsewhere).
-  GradientNorm(const nn::Parameters& parameters, const Ownership& ownership, const comm::Group& ep);
+  // Collective over the mesh's ep (names of the experts elsewhere).
+  GradientNorm(const nn::Parameters& parameters, const Ownership& ownership, const parallel::Mesh& mesh);
   // Square root of the sum of squares. `dense` and `expert` are the gradients of the elements that this rank owns.
-  // Collective over the owners and `ep`; equal on all ranks.
+  // Collective over the owners, tp, ep and etp; equal on all ranks.
   double operator()(const Tensor& dense, const Tensor& expert) const;
   // Name of the first dense tensor, or expert's tensor of this rank, that holds a NaN or an infinity, in a buffer laid
   // out like the parameters.
@@ -41,20 +42,25 @@ class GradientNorm {
   struct Piece {
     std::string name;
     int64_t begin, count;
+    bool spread;  // other ranks hold other parts of it
   };
   // Of one flat buffer.
   struct Pieces {
     std::vector<Piece> all;
     parallel::Shards shards;
     std::vector<int64_t> slices_of_rank;
+    comm::Group parts;  // the ranks that hold the parts of what is spread
   };
-  static Pieces pieces_of(const nn::Parameters& parameters, const parallel::Shards& shards, bool expert);
+  static Pieces pieces_of(const nn::Parameters& parameters, const parallel::Shards& shards, const comm::Group& parts,
+                          bool expert);
   // The part of `piece` that lies in [begin, end).
   static Piece clipped(const Piece& piece, int64_t begin, int64_t end);
   // `range` are the elements of the flat buffer from `begin` on.
   static std::optional<std::string> search(const Pieces& pieces, const Tensor& range, int64_t begin);
-  // By piece, whoever owns it. Collective over the owners.
+  // By piece, whoever owns it and however it is spread. Collective over the owners and the holders of parts.
   static std::vector<double> sums_of_squares(const Pieces& pieces, const Tensor& own);
+  // Sums of what is held here → sums of the whole tensors. Collective over the holders of parts.
+  static std::vector<double> joined(const Pieces& pieces, const std::vector<double>& sums);
 
   Pieces dense_, expert_;
   std::vector<size_t> order_;  // of (dense, experts of rank 0, experts of rank 1, ...) by name

@@ -94,4 +94,17 @@ ModelShape model_shape(const ModelConfig& model, const moe::MoeConfig& moe) {
   return shape;
 }
 
+ModelShape share_of(const ModelShape& shape, int64_t tp, int64_t etp) {
+  ModelShape share = shape;
+  share.heads /= tp;
+  share.kv_heads /= tp;
+  share.vocab = (share.vocab + tp - 1) / tp;
+  for (LayerShape& layer : share.layers) {
+    layer.ffn_width /= tp;
+    layer.shared_width /= tp;
+    layer.expert_width /= etp;
+  }
+  return share;
+}
+
 }  // namespace conclave::model

@@ -42,4 +42,8 @@ struct ModelShape {
 // width k * width + shared (after granularity), plus the width of the dense FFN that stood beside its experts.
 ModelShape model_shape(const ModelConfig& model, const moe::MoeConfig& moe);
 
+// What one of `tp` tensor-parallel ranks computes with, an expert being spread over `etp` of them: fewer heads, smaller
+// widths, a part of the vocabulary (the largest of uneven ones).
+ModelShape share_of(const ModelShape& shape, int64_t tp, int64_t etp);
+
 }  // namespace conclave::model

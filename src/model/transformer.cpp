@@ -8,10 +8,11 @@
 
 namespace conclave::model {
 
-Transformer::Transformer(const TransformerConfig& config, const comm::Group& ep)
+Transformer::Transformer(const TransformerConfig& config, const parallel::Mesh& mesh)
     : shape_(model_shape(config.model, config.moe)),
-      ep_(ep),
-      dispatcher_(config.make_dispatcher(config.moe.dispatch, ep)),
+      mesh_(mesh),
+      dispatcher_(
+          moe::Dispatcher::over_expert_parts(config.make_dispatcher(config.moe.dispatch, mesh.ep()), mesh.etp())),
       balancer_(config.moe.balance, config.moe.router.score) {
   for (size_t l = 0; l < shape_.layers.size(); ++l) {
     if (!shape_.layers[l].moe) continue;
@@ -38,6 +39,11 @@ moe::Balancer::View Transformer::balance_view(nn::Frame& frame,
 
 nn::Frame Transformer::frame(const Batch& batch, nn::Gradients* gradients) const {
   return nn::Frame(batch, slots_.count(), static_cast<int>(stages_.size()), gradients);
+}
+
+Tensor Transformer::hidden(nn::Frame& frame) const {
+  check(mesh_.tp().size() == 1, "hidden states are asked of a model that no ranks share");
+  return frame.value(hidden_);
 }
 
 Tensor Transformer::logits(nn::Frame& frame, int64_t token) const {

@@ -7,7 +7,6 @@
 #include <memory>
 #include <vector>
 
-#include "comm/group.h"
 #include "model/model_shape.h"
 #include "model/stage_memory.h"
 #include "moe/balancer.h"
@@ -15,6 +14,7 @@
 #include "moe/dispatcher.h"
 #include "moe/route_stage.h"
 #include "nn/stage.h"
+#include "parallel/mesh.h"
 
 namespace conclave::model {
 
@@ -23,6 +23,7 @@ struct TransformerConfig {
   moe::MoeConfig moe;
   MemoryConfig memory = {};
   bool document_mask = false;
+  bool sequence_parallel = true;
   uint64_t seed = 1;
   at::ScalarType dtype = at::kFloat;
   // For those who check a model from outside (verify/): who sees every expert choice of training and outlives the
@@ -34,14 +35,14 @@ struct TransformerConfig {
 
 class Transformer {
  public:
-  // Builds, allocates and initialises. Experts of each MoE layer are spread over `ep` (size 1 = all here); collective
-  // only in forward and backward.
-  Transformer(const TransformerConfig& config, const comm::Group& ep);
+  // Builds, allocates and initialises this rank's part: heads, widths and vocabulary are spread over the mesh's tp, the
+  // experts of a layer over ep, an expert's width over etp. Collective only in forward and backward.
+  explicit Transformer(const TransformerConfig& config, const parallel::Mesh& mesh = {});
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;
 
   const ModelShape& shape() const { return shape_; }
-  const comm::Group& ep() const { return ep_; }
+  const parallel::Mesh& mesh() const { return mesh_; }
   nn::Parameters& parameters() { return parameters_; }
   const nn::Parameters& parameters() const { return parameters_; }
   const std::vector<std::unique_ptr<nn::Stage>>& stages() const { return stages_; }
@@ -56,15 +57,16 @@ class Transformer {
 
   // A frame for `batch`; without gradients it is an evaluation.
   nn::Frame frame(const Batch& batch, nn::Gradients* gradients) const;
-  // Final hidden states [T, D] of a frame whose forward has run, and logits [V] of one of its tokens.
-  Tensor hidden(nn::Frame& frame) const { return frame.value(hidden_); }
+  // Final hidden states [T, D] of a frame whose forward has run, and logits [V] of one of its tokens. With tp they are
+  // spread over the ranks, and asking is a bug.
+  Tensor hidden(nn::Frame& frame) const;
   Tensor logits(nn::Frame& frame, int64_t token) const;
 
  private:
   friend class TransformerBuilder;
 
   ModelShape shape_;
-  comm::Group ep_;
+  parallel::Mesh mesh_;
   nn::Parameters parameters_;
   nn::SlotNames slots_;
   std::unique_ptr<moe::Dispatcher> dispatcher_;

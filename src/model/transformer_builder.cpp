@@ -7,7 +7,6 @@
 
 #include "core/error.h"
 #include "moe/dispatch_stages.h"
-#include "nn/attention.h"
 #include "nn/embedding.h"
 #include "nn/loss.h"
 #include "nn/residual.h"
@@ -18,23 +17,47 @@ using nn::ParameterKind;
 using nn::Slot;
 
 TransformerBuilder::TransformerBuilder(Transformer& model, const TransformerConfig& config)
-    : m_(model), config_(config), shape_(model.shape_), std_(config.model.init_std), residual_std_(std_) {
+    : m_(model),
+      config_(config),
+      shape_(model.shape_),
+      tp_(model.mesh_.tp()),
+      share_tokens_(config.sequence_parallel && tp_.size() > 1),
+      std_(config.model.init_std),
+      residual_std_(std_) {
   if (config.model.init == Init::kScaled) residual_std_ /= std::sqrt(2.0 * static_cast<double>(shape_.layers.size()));
 }
 
-nn::ParameterId TransformerBuilder::matrix(const std::string& name, int64_t out, int64_t in, double std,
-                                           ParameterKind kind) {
-  return m_.parameters_.add({.parts = {{name, {out, in}}}, .shape = {out, in}, .kind = kind, .init_std = std});
+nn::LogicalTensor TransformerBuilder::tensor(const std::string& name, std::vector<int64_t> shape, Spread spread,
+                                             bool expert) const {
+  const comm::Group& ranks = expert ? m_.mesh_.etp() : tp_;
+  nn::LogicalTensor tensor{name, std::move(shape)};
+  const int dimension = spread == Spread::kColumns ? 1 : 0;
+  if (spread != Spread::kWhole && ranks.size() > 1)
+    tensor.slice = nn::slice_of(dimension, tensor.shape[dimension], ranks.rank(), ranks.size());
+  return tensor;
 }
 
-nn::ParameterId TransformerBuilder::fused(const std::vector<nn::LogicalTensor>& parts, std::vector<int64_t> shape,
-                                          double std, bool expert) {
+nn::ParameterId TransformerBuilder::matrix(const nn::LogicalTensor& tensor, double std, ParameterKind kind) {
+  // Routers and gates see a share of the tokens or of the width each.
+  return m_.parameters_.add({.parts = {tensor},
+                             .shape = tensor.held(),
+                             .kind = kind,
+                             .partial = tensor.whole() && tp_.size() > 1,
+                             .init_std = std});
+}
+
+nn::ParameterId TransformerBuilder::fused(const std::vector<nn::LogicalTensor>& parts, double std, bool expert) {
+  std::vector<int64_t> shape = parts[0].held();
+  for (size_t i = 1; i < parts.size(); ++i) shape[0] += parts[i].held()[0];
   return m_.parameters_.add({.parts = parts, .shape = std::move(shape), .expert = expert, .init_std = std});
 }
 
-nn::Norm TransformerBuilder::norm(const std::string& name, int64_t width) {
-  const auto id = m_.parameters_.add(
-      {.parts = {{name + ".weight", {width}}}, .shape = {width}, .kind = ParameterKind::kNorm, .init_value = 1.0});
+nn::Norm TransformerBuilder::norm(const std::string& name) {
+  const auto id = m_.parameters_.add({.parts = {{name + ".weight", {shape_.hidden}}},
+                                      .shape = {shape_.hidden},
+                                      .kind = ParameterKind::kNorm,
+                                      .partial = share_tokens_,
+                                      .init_value = 1.0});
   return {m_.parameters_, id, config_.model.norm_eps};
 }
 
@@ -50,11 +73,27 @@ S& TransformerBuilder::stage(const std::string& name, Args&&... args) {
   return reference;
 }
 
+Slot TransformerBuilder::exchange(const std::string& name, nn::TokenMoves moves, Slot input) {
+  if (tp_.size() == 1) return input;
+  const Slot output = m_.slots_.add(name);
+  stage<nn::TokenExchange>(name, tp_, moves, nn::Wire{input, output});
+  return output;
+}
+
+Slot TransformerBuilder::enter(const std::string& name, Slot input) {
+  return exchange(name + ".enter", nn::enter_tensor_region(share_tokens_), input);
+}
+
+Slot TransformerBuilder::leave(const std::string& name, Slot input) {
+  return exchange(name + ".leave", nn::leave_tensor_region(share_tokens_), input);
+}
+
 void TransformerBuilder::build() {
-  const int64_t D = shape_.hidden;
-  const auto embedding = matrix("embedding.weight", shape_.vocab, D, std_, ParameterKind::kEmbedding);
+  const int64_t D = shape_.hidden, V = shape_.vocab;
+  const auto embedding = matrix(tensor("embedding.weight", {V, D}, Spread::kRows), std_, ParameterKind::kEmbedding);
   Slot stream = m_.slots_.add("embedding");
   stage<nn::Embedding>("embedding", m_.parameters_, embedding, stream);
+  stream = leave("embedding", stream);
   for (size_t l = 0; l < m_.moe_layers_.size(); ++l)
     m_.decisions_.push_back(m_.slots_.add(fmt::format("decision.{}", l)));
   for (size_t l = 0; l < shape_.layers.size(); ++l) {
@@ -63,15 +102,17 @@ void TransformerBuilder::build() {
     stream = feed_forward_block(name, shape_.layers[l], stream);
   }
   m_.hidden_ = m_.slots_.add("final_norm");
-  stage<nn::NormStage>("final_norm", norm("final_norm", D), stream, m_.hidden_);
-  m_.head_ = shape_.tied ? embedding : matrix("head.weight", shape_.vocab, D, std_, ParameterKind::kWeight);
-  stage<nn::Loss>("loss", m_.parameters_, m_.head_, m_.hidden_);
+  stage<nn::NormStage>("final_norm", norm("final_norm"), stream, m_.hidden_);
+  m_.head_ =
+      shape_.tied ? embedding : matrix(tensor("head.weight", {V, D}, Spread::kRows), std_, ParameterKind::kWeight);
+  const Slot all_tokens = enter("loss", m_.hidden_);
+  stage<nn::Loss>("loss", m_.parameters_, m_.head_, all_tokens, tp_);
 }
 
 template <typename F>
 Slot TransformerBuilder::residual(const Name& name, const std::string& part, Slot input, F sub_layer) {
   const bool pre = config_.model.norm_placement == NormPlacement::kPre;
-  const auto weights = norm(name(part + "_norm"), shape_.hidden);
+  const auto weights = norm(name(part + "_norm"));
   std::vector<Slot> branches;
   if (pre) {
     const Slot normed = m_.slots_.add(name(part + "_norm"));
@@ -93,94 +134,123 @@ Slot TransformerBuilder::residual(const Name& name, const std::string& part, Slo
   return output;
 }
 
-Slot TransformerBuilder::attention(const Name& name, Slot input) {
+nn::AttentionWeights TransformerBuilder::attention_weights(const Name& name) {
   const int64_t D = shape_.hidden, q = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
+  const auto rows = [&](const char* which, std::vector<int64_t> shape) {
+    return tensor(name(fmt::format("attention.{}", which)), std::move(shape), Spread::kRows);
+  };
+  nn::AttentionWeights weights{};
+  weights.qkv = fused({rows("q.weight", {q, D}), rows("k.weight", {kv, D}), rows("v.weight", {kv, D})}, std_, false);
+  if (shape_.qkv_bias) {
+    nn::ParameterSpec bias{.parts = {rows("q.bias", {q}), rows("k.bias", {kv}), rows("v.bias", {kv})},
+                           .shape = {(q + 2 * kv) / tp_.size()},
+                           .kind = ParameterKind::kBias};
+    weights.qkv_bias = m_.parameters_.add(std::move(bias));
+  }
+  // Over the whole width the norm's weight is spread like the heads, for each head every rank has it.
+  const auto norm_of = [&](const char* which, int64_t width) {
+    const bool full = shape_.qk_norm == QkNorm::kFull;
+    const auto weight = tensor(name(fmt::format("attention.{}.weight", which)), {full ? width : shape_.head_dim},
+                               full ? Spread::kRows : Spread::kWhole);
+    const auto id = m_.parameters_.add({.parts = {weight},
+                                        .shape = weight.held(),
+                                        .kind = ParameterKind::kNorm,
+                                        .partial = weight.whole() && tp_.size() > 1,
+                                        .init_value = 1.0});
+    return nn::Norm(m_.parameters_, id, config_.model.norm_eps, full ? tp_ : comm::Group());
+  };
+  if (shape_.qk_norm != QkNorm::kNone) {
+    weights.q_norm.emplace(norm_of("q_norm", q));
+    weights.k_norm.emplace(norm_of("k_norm", kv));
+  }
+  const auto output = tensor(name("attention.o.weight"), {D, q}, Spread::kColumns);
+  weights.output = matrix(output, residual_std_, ParameterKind::kWeight);
+  return weights;
+}
+
+Slot TransformerBuilder::attention(const Name& name, Slot input) {
   return residual(name, "attention", input, [&](Slot x) -> std::vector<Slot> {
-    const auto logical = [&](const char* which, const char* kind) {
-      return name(fmt::format("attention.{}.{}", which, kind));
-    };
-    nn::AttentionWeights weights{};
-    weights.qkv =
-        fused({{logical("q", "weight"), {q, D}}, {logical("k", "weight"), {kv, D}}, {logical("v", "weight"), {kv, D}}},
-              {q + 2 * kv, D}, std_, false);
-    if (shape_.qkv_bias) {
-      weights.qkv_bias = m_.parameters_.add(
-          {.parts = {{logical("q", "bias"), {q}}, {logical("k", "bias"), {kv}}, {logical("v", "bias"), {kv}}},
-           .shape = {q + 2 * kv},
-           .kind = ParameterKind::kBias});
-    }
-    if (shape_.qk_norm != QkNorm::kNone) {
-      const bool full = shape_.qk_norm == QkNorm::kFull;
-      weights.q_norm.emplace(norm(name("attention.q_norm"), full ? q : shape_.head_dim));
-      weights.k_norm.emplace(norm(name("attention.k_norm"), full ? kv : shape_.head_dim));
-    }
-    weights.output = matrix(logical("o", "weight"), D, q, residual_std_, ParameterKind::kWeight);
-    const nn::AttentionConfig config{.heads = shape_.heads,
-                                     .kv_heads = shape_.kv_heads,
+    const auto weights = attention_weights(name);
+    const nn::AttentionConfig config{.heads = shape_.heads / tp_.size(),
+                                     .kv_heads = shape_.kv_heads / tp_.size(),
                                      .head_dim = shape_.head_dim,
                                      .max_positions = shape_.max_seq_len,
                                      .rope_theta = config_.model.rope_theta,
                                      .norm_full = shape_.qk_norm == QkNorm::kFull,
                                      .document_mask = config_.document_mask};
+    const Slot all_tokens = enter(name("attention"), x);
     const Slot output = m_.slots_.add(name("attention"));
-    stage<nn::Attention>(name("attention"), m_.parameters_, config, weights, nn::Wire{x, output});
-    return {output};
+    stage<nn::Attention>(name("attention"), m_.parameters_, config, weights, nn::Wire{all_tokens, output});
+    return {leave(name("attention"), output)};
   });
 }
 
 nn::FeedForwardWeights TransformerBuilder::ffn_weights(const std::string& prefix, int64_t width) {
   const int64_t D = shape_.hidden;
   nn::FeedForwardWeights weights{};
-  weights.gate_up_2FD =
-      fused({{prefix + "gate.weight", {width, D}}, {prefix + "up.weight", {width, D}}}, {2 * width, D}, std_, false);
-  weights.down_DF = matrix(prefix + "down.weight", D, width, residual_std_, ParameterKind::kWeight);
+  weights.gate_up_2FD = fused({tensor(prefix + "gate.weight", {width, D}, Spread::kRows),
+                               tensor(prefix + "up.weight", {width, D}, Spread::kRows)},
+                              std_, false);
+  weights.down_DF =
+      matrix(tensor(prefix + "down.weight", {D, width}, Spread::kColumns), residual_std_, ParameterKind::kWeight);
   return weights;
+}
+
+Slot TransformerBuilder::shared_expert(const Name& name, const LayerShape& layer, Slot input) {
+  auto weights = ffn_weights(name("moe.shared."), layer.shared_width);
+  if (layer.shared_gate) {
+    const auto gate = tensor(name("moe.shared_gate.weight"), {1, shape_.hidden}, Spread::kWhole);
+    weights.output_gate_1D = matrix(gate, std_, ParameterKind::kWeight);
+  }
+  const Slot all_tokens = enter(name("moe.shared"), input);
+  const Slot output = m_.slots_.add(name("moe.shared"));
+  stage<nn::FeedForward>(name("moe.shared"), m_.parameters_, weights, nn::Wire{all_tokens, output});
+  return leave(name("moe.shared"), output);
 }
 
 Slot TransformerBuilder::feed_forward_block(const Name& name, const LayerShape& layer, Slot input) {
   return residual(name, "ffn", input, [&](Slot x) -> std::vector<Slot> {
     if (!layer.moe) {
       const auto weights = ffn_weights(name("ffn."), layer.ffn_width);
+      const Slot all_tokens = enter(name("ffn"), x);
       const Slot output = m_.slots_.add(name("ffn"));
-      stage<nn::FeedForward>(name("ffn"), m_.parameters_, weights, nn::Wire{x, output});
-      return {output};
+      stage<nn::FeedForward>(name("ffn"), m_.parameters_, weights, nn::Wire{all_tokens, output});
+      return {leave(name("ffn"), output)};
     }
     std::vector<Slot> branches;
     // Registered before the exchange, so that an executor may run it inside the exchange's window.
-    if (layer.shared_width > 0) {
-      auto weights = ffn_weights(name("moe.shared."), layer.shared_width);
-      if (layer.shared_gate) {
-        weights.output_gate_1D = matrix(name("moe.shared_gate.weight"), 1, shape_.hidden, std_, ParameterKind::kWeight);
-      }
-      branches.push_back(m_.slots_.add(name("moe.shared")));
-      stage<nn::FeedForward>(name("moe.shared"), m_.parameters_, weights, nn::Wire{x, branches.back()});
-    }
-    branches.insert(branches.begin(), moe_branch(name, layer, x));
+    if (layer.shared_width > 0) branches.push_back(shared_expert(name, layer, x));
+    // Experts work on this rank's tokens, whether or not the stream is shared out.
+    const bool all_here = tp_.size() > 1 && !share_tokens_;
+    const Slot own = all_here ? exchange(name("moe.share"), nn::kShareTokens, x) : x;
+    const Slot routed = moe_branch(name, layer, own);
+    branches.insert(branches.begin(), all_here ? exchange(name("moe.join"), nn::kJoinTokens, routed) : routed);
     return branches;
   });
 }
 
 std::vector<moe::ExpertWeights> TransformerBuilder::expert_weights(const Name& name, const LayerShape& layer) {
-  const int64_t D = shape_.hidden, F = layer.expert_width, ranks = m_.ep_.size();
+  const comm::Group& ep = m_.mesh_.ep();
+  const int64_t D = shape_.hidden, F = layer.expert_width, ranks = ep.size();
   check(layer.num_experts % ranks == 0, "experts must divide over parallel.ep");
-  const int64_t local = layer.num_experts / ranks, first = local * m_.ep_.rank();
+  const int64_t local = layer.num_experts / ranks, first = local * ep.rank();
   std::vector<moe::ExpertWeights> weights(local);
+  const auto part = [&](int64_t e, const char* which, std::vector<int64_t> shape, Spread spread) {
+    return tensor(name(fmt::format("moe.experts.{}.{}.weight", first + e, which)), std::move(shape), spread, true);
+  };
   for (int64_t e = 0; e < local; ++e) {
-    const auto expert = [&](const char* part) {
-      return name(fmt::format("moe.experts.{}.{}.weight", first + e, part));
-    };
-    weights[e].gate_up_2FD = fused({{expert("gate"), {F, D}}, {expert("up"), {F, D}}}, {2 * F, D}, std_, true);
+    weights[e].gate_up_2FD =
+        fused({part(e, "gate", {F, D}, Spread::kRows), part(e, "up", {F, D}, Spread::kRows)}, std_, true);
   }
-  for (int64_t e = 0; e < local; ++e) {
-    weights[e].down_DF =
-        fused({{name(fmt::format("moe.experts.{}.down.weight", first + e)), {D, F}}}, {D, F}, residual_std_, true);
-  }
+  for (int64_t e = 0; e < local; ++e)
+    weights[e].down_DF = fused({part(e, "down", {D, F}, Spread::kColumns)}, residual_std_, true);
   return weights;
 }
 
 Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, Slot input) {
   const auto slot = [&](const char* what) { return m_.slots_.add(name(std::string("moe.") + what)); };
-  const auto router = matrix(name("moe.router.weight"), layer.num_experts, shape_.hidden, std_, ParameterKind::kRouter);
+  const auto router = matrix(tensor(name("moe.router.weight"), {layer.num_experts, shape_.hidden}, Spread::kWhole),
+                             std_, ParameterKind::kRouter);
   int moe_layer = 0;
   for (const auto& made : m_.stages_) moe_layer += dynamic_cast<const moe::RouteStage*>(made.get()) != nullptr;
   const Slot decision = m_.decisions_[moe_layer];
@@ -194,13 +264,13 @@ Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, S
                                  .output = slot("output")};
   auto& route =
       stage<moe::RouteStage>(name("moe.route"), m_.parameters_,
-                             moe::RouteConfig{config_.moe, router, layer.top_k, config_.choices}, m_.balance_);
+                             moe::RouteConfig{config_.moe, router, layer.top_k, config_.choices, tp_}, m_.balance_);
   route.connect({.input = input,
                  .weights = slots.weights,
                  .decision = decision,
                  .all_decisions = m_.decisions_,
                  .layer = moe_layer});
-  const bool resends = m_.ep_.size() == 1 || config_.moe.dispatch.backward_rows == moe::BackwardRows::kResend;
+  const bool resends = m_.mesh_.ep().size() == 1 || config_.moe.dispatch.backward_rows == moe::BackwardRows::kResend;
   stage<moe::Dispatch>(name("moe.dispatch"), *m_.dispatcher_, slots, resends);
   stage<moe::ExpertStage>(name("moe.experts"), moe::Experts(m_.parameters_, expert_weights(name, layer)), slots);
   stage<moe::Combine>(name("moe.combine"), *m_.dispatcher_, slots);

@@ -5,8 +5,10 @@
 
 #include "model/transformer.h"
 #include "moe/experts.h"
+#include "nn/attention.h"
 #include "nn/feed_forward.h"
 #include "nn/norm.h"
+#include "nn/token_exchange.h"
 
 namespace conclave::model {
 
@@ -20,15 +22,24 @@ class TransformerBuilder {
     std::string prefix;  // "layers.3."
     std::string operator()(const std::string& rest) const { return prefix + rest; }
   };
-  nn::ParameterId matrix(const std::string& name, int64_t out, int64_t in, double std, nn::ParameterKind kind);
-  nn::ParameterId fused(const std::vector<nn::LogicalTensor>& parts, std::vector<int64_t> shape, double std,
-                        bool expert);
-  nn::Norm norm(const std::string& name, int64_t width);
+  // A weight [out, in], of which tensor-parallel ranks hold rows or columns where `spread` says so.
+  enum class Spread { kWhole, kRows, kColumns };
+  nn::ParameterId matrix(const nn::LogicalTensor& tensor, double std, nn::ParameterKind kind);
+  nn::ParameterId fused(const std::vector<nn::LogicalTensor>& parts, double std, bool expert);
+  nn::LogicalTensor tensor(const std::string& name, std::vector<int64_t> shape, Spread spread,
+                           bool expert = false) const;
+  nn::Norm norm(const std::string& name);
   nn::StageSite site(std::string name) const;
   template <typename S, typename... Args>
   S& stage(const std::string& name, Args&&... args);
 
+  // Nothing but the input without tensor parallelism.
+  nn::Slot exchange(const std::string& name, nn::TokenMoves moves, nn::Slot input);
+  nn::Slot enter(const std::string& name, nn::Slot input);
+  nn::Slot leave(const std::string& name, nn::Slot input);
   nn::Slot attention(const Name& name, nn::Slot input);
+  nn::AttentionWeights attention_weights(const Name& name);
+  nn::Slot shared_expert(const Name& name, const LayerShape& layer, nn::Slot input);
   nn::Slot feed_forward_block(const Name& name, const LayerShape& layer, nn::Slot input);
   // `sub_layer` between its norm and the residual sum, for either placement of the norm.
   template <typename F>
@@ -40,6 +51,8 @@ class TransformerBuilder {
   Transformer& m_;
   const TransformerConfig& config_;
   const ModelShape& shape_;
+  const comm::Group& tp_;
+  bool share_tokens_;  // outside tensor-parallel regions: sequence parallelism
   double std_, residual_std_;
 };
 

@@ -38,6 +38,7 @@ struct DispatchPlan {
   std::vector<int32_t> pair_of_R;                 // local only: index of the pair; -1 = padding
   std::vector<int32_t> place_of_N;                // inverse of source_of_R over what arrived
   std::vector<int64_t> send_counts, recv_counts;  // pairs for each rank of the group
+  std::shared_ptr<const DispatchPlan> inner;      // of a dispatcher around another; recv_counts are then rows
 };
 
 struct Transfer {
@@ -63,6 +64,9 @@ class Dispatcher {
 
   // `auto` is local for a group of one, alltoall otherwise.
   static std::unique_ptr<Dispatcher> make(const DispatchConfig& config, const comm::Group& ep);
+  // `inner`, for experts whose width is spread over the ranks of `etp` (dispatchers/expert_tensor.cpp). A segment's
+  // source is then (rank of ep) * etp + rank of etp.
+  static std::unique_ptr<Dispatcher> over_expert_parts(std::unique_ptr<Dispatcher> inner, const comm::Group& etp);
 };
 
 // Adds the segments of one source, `counts_e` rows for each local expert in order; `first` is where they lie in what

@@ -6,6 +6,7 @@
 
 #include "kernels/softmax.h"
 #include "nn/linear.h"
+#include "nn/token_exchange.h"
 
 namespace conclave::moe {
 namespace {
@@ -53,6 +54,16 @@ struct Survivors {
   }
 };
 
+// Of values of all pairs of the micro-batch, those of this rank's tokens.
+template <typename T>
+std::span<T> own_pairs(const Decision& decision, std::span<T> all_TK) {
+  return all_TK.subspan(decision.first_token * decision.choice.top_k, decision.routing.tokens * decision.choice.top_k);
+}
+
+Tensor gathered(const Tensor& x, const comm::Group& tp) {
+  return tp.size() == 1 ? x : nn::move_tokens(nn::TokenMove::kGather, x, tp);
+}
+
 }  // namespace
 
 RouteStage::RouteStage(nn::StageSite site, const nn::Parameters& parameters, const RouteConfig& config,
@@ -63,6 +74,7 @@ RouteStage::RouteStage(nn::StageSite site, const nn::Parameters& parameters, con
       config_(config.moe),
       top_k_(config.top_k),
       observer_(config.observer),
+      tp_(config.tp),
       router_(Router::make(config_.router, top_k_)),
       balancer_(config_.balance, config_.router.score),
       states_(states) {}
@@ -101,7 +113,7 @@ Tensor RouteStage::pair_weights(const Decision& decision) const {
   Tensor pairs = at::empty({routing.pairs()}, decision.choice.weights_TK.options());
   by_dtype(pairs, [&](auto zero) {
     using T = decltype(zero);
-    const auto weights = elements<T>(decision.choice.weights_TK), out = elements<T>(pairs);
+    const auto weights = own_pairs(decision, elements<T>(decision.choice.weights_TK)), out = elements<T>(pairs);
     for (int64_t n = 0; n < routing.pairs(); ++n) out[n] = weights[routing.rows_N[n] * top_k_ + routing.choices_N[n]];
     if (renormalizes())
       Survivors{routing, top_k_, config_.router.routed_scaling_factor}.template normalize<T>(weights, out);
@@ -109,17 +121,29 @@ Tensor RouteStage::pair_weights(const Decision& decision) const {
   return pairs;
 }
 
-void RouteStage::forward(nn::Frame& frame) {
-  const Tensor logits = nn::linear_forward(frame.value(slots_.input), parameters_.value(weight_));
-  Decision decision;
-  decision.choice = router_->route(logits, states_[slots_.layer].bias_E);
-  const std::vector<int32_t> unbiased = unbiased_ids(decision.choice, frame);
-  int64_t dropped = 0;
-  const auto keep = admitted(decision.choice, frame, dropped);
-  decision.routing = make_routing(decision.choice.ids_TK, keep, logits.size(0), logits.size(1));
+void RouteStage::settle(Decision& decision, std::span<const int32_t> unbiased, std::span<const uint8_t> keep,
+                        const nn::Frame& frame) const {
+  const auto& ids = decision.choice.ids_TK;
+  const int64_t tokens = decision.choice.logits_TE.size(0), experts = decision.choice.logits_TE.size(1);
+  const int64_t dropped = decision.routing.dropped;
+  decision.routing = make_routing(ids, keep, tokens, experts);
   decision.routing.dropped = dropped;
   decision.statistics =
       gather_statistics(decision.choice, unbiased, decision.routing, frame.batch(), config_.router.score);
+  if (tp_.size() == 1) return;
+  const int64_t own = tokens / tp_.size();
+  decision.first_token = own * tp_.rank();
+  const auto pairs = [&](auto all) { return all.subspan(decision.first_token * top_k_, own * top_k_); };
+  decision.routing = make_routing(pairs(std::span<const int32_t>(ids)), pairs(keep), own, experts);
+}
+
+void RouteStage::forward(nn::Frame& frame) {
+  const Tensor logits = gathered(nn::linear_forward(frame.value(slots_.input), parameters_.value(weight_)), tp_);
+  Decision decision;
+  decision.choice = router_->route(logits, states_[slots_.layer].bias_E);
+  const std::vector<int32_t> unbiased = unbiased_ids(decision.choice, frame);
+  const auto keep = admitted(decision.choice, frame, decision.routing.dropped);
+  settle(decision, unbiased, keep, frame);
   frame.value(slots_.weights) = pair_weights(decision);
   frame.object(slots_.decision) = std::move(decision);
 }
@@ -129,10 +153,10 @@ Tensor RouteStage::choice_gradient(const Tensor& dweights_N, const Decision& dec
   Tensor dchoice = at::zeros_like(decision.choice.weights_TK);
   by_dtype(dchoice, [&](auto zero) {
     using T = decltype(zero);
-    const auto in = elements<T>(dweights_N), out = elements<T>(dchoice);
+    const auto in = elements<T>(dweights_N), out = own_pairs(decision, elements<T>(dchoice));
     if (renormalizes()) {
       Survivors{routing, top_k_, config_.router.routed_scaling_factor}.template differentiate<T>(
-          elements<T>(decision.choice.weights_TK), in, out);
+          own_pairs(decision, elements<T>(decision.choice.weights_TK)), in, out);
       return;
     }
     for (int64_t n = 0; n < routing.pairs(); ++n) out[routing.rows_N[n] * top_k_ + routing.choices_N[n]] = in[n];
@@ -146,6 +170,7 @@ void RouteStage::backward_input(nn::Frame& frame) {
   std::vector<const RouterStatistics*> layers;
   for (const nn::Slot slot : slots_.all_decisions) layers.push_back(&frame.object_as<Decision>(slot).statistics);
   balancer_.add_logit_gradient({layers, states_}, slots_.layer, decision.choice, frame.batch(), dlogits);
+  dlogits = dlogits.narrow(0, decision.first_token, decision.routing.tokens);
   frame.add_grad(slots_.input, nn::linear_backward_input(dlogits, parameters_.value(weight_)));
   frame.saved<Tensor>(index()) = dlogits;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Token embedding: the first stage. Output [T, D].
+// Token embedding: the first stage. Output [T, D]. Under tensor parallelism a rank holds the rows of some tokens and
+// gives zeros for the others: terms of a sum over ranks.
 #pragma once
 
 #include "nn/stage.h"
@@ -16,6 +17,9 @@ class Embedding : public Stage {
   void backward_weight(Frame& frame) override;
 
  private:
+  // Row of each token in the part held here, -1 where it is held elsewhere.
+  std::vector<int32_t> rows(const Batch& batch) const;
+
   const Parameters& parameters_;
   ParameterId weight_;
   Slot output_;

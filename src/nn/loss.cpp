@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nn/loss.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/logsumexp.h>
 #include <ATen/ops/mm.h>
 
 #include <algorithm>
@@ -14,12 +16,40 @@
 
 namespace conclave::nn {
 
-Loss::Loss(StageSite site, const Parameters& parameters, ParameterId head_VD, Slot input)
-    : Stage(std::move(site)), parameters_(parameters), head_(head_VD), input_(input) {}
+namespace {
+
+// [t, N]: what each rank knows of each row.
+Tensor of_all_ranks(const Tensor& mine_N, const comm::Group& tp) {
+  Tensor all = at::empty({tp.size(), mine_N.size(0)}, mine_N.options());
+  by_dtype(all, [&](auto zero) {
+    using T = decltype(zero);
+    tp.all_gather(std::span<const T>(elements<T>(mine_N)), elements<T>(all));
+  });
+  return all;
+}
+
+}  // namespace
+
+Loss::Loss(StageSite site, const Parameters& parameters, ParameterId head_VD, Slot input, const comm::Group& tp)
+    : Stage(std::move(site)), parameters_(parameters), head_(head_VD), input_(input), tp_(tp) {}
+
+void Loss::chunk_losses(const Frame& frame, int64_t begin, Tensor& logits, Tensor& losses) const {
+  const auto targets = std::span(frame.batch().targets).subspan(begin, logits.size(0));
+  const auto mask = std::span(frame.batch().loss_mask).subspan(begin, logits.size(0));
+  if (tp_.size() == 1) {
+    kernels::cross_entropy_rows(logits, targets, mask, frame.training(), losses);
+    return;
+  }
+  const kernels::VocabularyPart part{targets, mask, parameters_[head_].parts[0].slice.begin};
+  Tensor lse = at::empty_like(losses), target = at::empty_like(losses);
+  kernels::cross_entropy_part(logits, part, frame.training(), lse, target);
+  const Tensor lse_all = at::logsumexp(of_all_ranks(lse, tp_), {0});
+  losses.copy_(lse_all - of_all_ranks(target, tp_).sum(0));
+  kernels::finish_cross_entropy_part(logits, part, frame.training(), (lse - lse_all).exp(), losses);
+}
 
 void Loss::forward(Frame& frame) {
   const Tensor& x = frame.value(input_);
-  const Batch& batch = frame.batch();
   const Tensor weight = parameters_.value(head_);
   const int64_t T = x.size(0);
   Tensor losses = at::empty({T}, x.options());
@@ -29,8 +59,7 @@ void Loss::forward(Frame& frame) {
     const Tensor x_chunk = x.narrow(0, begin, count);
     Tensor logits = linear_forward(x_chunk, weight);
     Tensor loss = losses.narrow(0, begin, count);
-    kernels::cross_entropy_rows(logits, std::span(batch.targets).subspan(begin, count),
-                                std::span(batch.loss_mask).subspan(begin, count), frame.training(), loss);
+    chunk_losses(frame, begin, logits, loss);
     if (!frame.training()) continue;
     Tensor dx_chunk = dx.narrow(0, begin, count);
     at::mm_out(dx_chunk, logits, weight);

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The output head and its cross entropy in one stage, in chunks of a fixed number of tokens, so that [tokens,
 // vocabulary] never exists in full. The gradient of a *sum* over counted targets is known at once, so forward also
-// computes it: one pass over the logits instead of two. V vocabulary.
+// computes it: one pass over the logits instead of two. V vocabulary. Under tensor parallelism each rank has the logits
+// of its part of the vocabulary for all tokens; loss sums are equal on all ranks, and the gradient of the input is a
+// term of a sum over them.
 #pragma once
 
+#include "comm/group.h"
 #include "nn/stage.h"
 
 namespace conclave::nn {
@@ -13,7 +16,8 @@ class Loss : public Stage {
   // Tokens whose logits exist at a time. Fixed: part of the bitwise promise.
   static constexpr int64_t kChunk = 256;
 
-  Loss(StageSite site, const Parameters& parameters, ParameterId head_VD, Slot input);
+  // `tp` are the ranks that hold the head's parts. forward is collective over it.
+  Loss(StageSite site, const Parameters& parameters, ParameterId head_VD, Slot input, const comm::Group& tp = {});
   std::vector<Slot> inputs() const override { return {input_}; }
   std::vector<Slot> outputs() const override { return {}; }
   // Sets frame.loss_sum.
@@ -22,9 +26,13 @@ class Loss : public Stage {
   void backward_weight(Frame&) override {}
 
  private:
+  // Losses of the tokens from `begin` on; in training the logits become their gradient.
+  void chunk_losses(const Frame& frame, int64_t begin, Tensor& logits, Tensor& losses) const;
+
   const Parameters& parameters_;
   ParameterId head_;
   Slot input_;
+  comm::Group tp_;
 };
 
 }  // namespace conclave::nn

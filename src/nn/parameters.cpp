@@ -15,7 +15,30 @@ namespace {
 
 constexpr int64_t kAlignment = 16;  // elements: 64 bytes in fp32
 
+// Every element is drawn by its place in the whole tensor. `piece` is what is held, row-major.
+void fill_part(Tensor piece, const LogicalTensor& part, const Random& random, double std) {
+  if (part.whole()) return kernels::fill_normal(piece, random, 0, std);
+  const int64_t row = element_count(part.shape) / part.shape[0];
+  if (part.slice.dimension == 0) return kernels::fill_normal(piece, random, part.slice.begin * row, std);
+  const int64_t count = part.slice.count;
+  for (int64_t i = 0; i < part.shape[0]; ++i) {
+    Tensor held = piece.narrow(0, i * count, count);
+    kernels::fill_normal(held, random, i * row + part.slice.begin, std);
+  }
+}
+
 }  // namespace
+
+Slice slice_of(int dimension, int64_t size, int rank, int ranks) {
+  const int64_t begin = size * rank / ranks;
+  return {dimension, begin, size * (rank + 1) / ranks - begin};
+}
+
+std::vector<int64_t> LogicalTensor::held() const {
+  std::vector<int64_t> sizes = shape;
+  if (!whole()) sizes.at(slice.dimension) = slice.count;
+  return sizes;
+}
 
 const char* kind_name(ParameterKind kind) {
   switch (kind) {
@@ -41,8 +64,8 @@ ParameterId Parameters::add(ParameterSpec spec) {
   Parameter parameter{std::move(spec)};
   parameter.count = element_count(parameter.shape);
   int64_t parts = 0;
-  for (const auto& part : parameter.parts) parts += element_count(part.shape);
-  check(parts == parameter.count, "the parts of a parameter must fill it");
+  for (const auto& part : parameter.parts) parts += element_count(part.held());
+  check(parts == parameter.count, "what is held of the parts of a parameter must fill it");
   int64_t& end = parameter.expert ? expert_size_ : dense_size_;
   parameter.offset = end;
   end += (parameter.count + kAlignment - 1) / kAlignment * kAlignment;
@@ -58,10 +81,10 @@ void Parameters::allocate(at::ScalarType dtype, uint64_t seed) {
     values_.push_back(view_of(flat(parameter.expert), parameter));
     int64_t begin = parameter.offset;
     for (const auto& part : parameter.parts) {
-      const int64_t count = element_count(part.shape);
+      const int64_t count = element_count(part.held());
       Tensor piece = flat(parameter.expert).narrow(0, begin, count);
       if (parameter.init_std > 0) {
-        kernels::fill_normal(piece, Random(seed, Purpose::kInit, part.name), 0, parameter.init_std);
+        fill_part(piece, part, Random(seed, Purpose::kInit, part.name), parameter.init_std);
       } else {
         piece.fill_(parameter.init_value);
       }

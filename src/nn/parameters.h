@@ -16,18 +16,33 @@ enum class ParameterKind { kWeight, kNorm, kBias, kEmbedding, kRouter };
 // The word of `optim.no_decay` for a kind ("weight" cannot be listed there).
 const char* kind_name(ParameterKind kind);
 
+// Which part of one dimension a rank holds. The whole of it when count is negative.
+struct Slice {
+  int dimension = 0;
+  int64_t begin = 0, count = -1;
+};
+
+// Part `rank` of `ranks` nearly equal, consecutive parts of `size`, which need not be a multiple.
+Slice slice_of(int dimension, int64_t size, int rank, int ranks);
+
 // A tensor as users, checkpoints and initialisation know it. Several may be fused into one parameter, one after
 // another.
 struct LogicalTensor {
   std::string name;            // "layers.3.moe.experts.17.gate.weight", experts by global id
-  std::vector<int64_t> shape;  // row-major
+  std::vector<int64_t> shape;  // of the whole tensor, row-major
+  Slice slice = {};            // what this rank holds of it: tensor parallelism
+
+  bool whole() const { return slice.count < 0; }
+  std::vector<int64_t> held() const;  // shape of what is held
 };
 
 struct ParameterSpec {
   std::vector<LogicalTensor> parts;  // at least one
-  std::vector<int64_t> shape;        // of the fused view; its size is the sum of the parts'
+  std::vector<int64_t> shape;        // of the fused view here; its size is the sum of what is held of the parts
   ParameterKind kind = ParameterKind::kWeight;
-  bool expert = false;    // held by the owners of the expert only
+  bool expert = false;  // held by the owners of the expert only
+  // Every tensor-parallel rank holds all of it but sees part of its gradient: a share of the tokens or of the heads.
+  bool partial = false;
   double init_std = 0;    // normal with this deviation; 0 = constant
   double init_value = 0;  // the constant
 };

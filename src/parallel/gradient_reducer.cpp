@@ -32,6 +32,16 @@ class StepCounter {
   int64_t left_ = 0;
 };
 
+// Each share of the tokens is summed over all micro-batches, then the shares: so the bits do not depend on dp.
+LeafOrder shares_first(const GradientLayout& layout) {
+  if (layout.tp == 1) return {};
+  LeafOrder order;
+  const int64_t leaves = layout.edp.size() * layout.sources;
+  for (int64_t share = 0; share < layout.tp; ++share)
+    for (int64_t leaf = share; leaf < leaves; leaf += layout.tp) order.push_back(leaf);
+  return order;
+}
+
 template <typename T>
 class CanonicalReducer : public GradientReducer<T> {
  public:
@@ -39,8 +49,8 @@ class CanonicalReducer : public GradientReducer<T> {
       : dp_(layout.dp.size()),
         dense_(layout.dense.elements()),
         dense_sum_(layout.dp, layout.dense, 1),
-        expert_sum_(layout.edp, layout.expert, static_cast<int>(layout.ep)) {
-    for (int64_t source = 0; source < layout.ep; ++source) experts_.emplace_back(layout.expert.elements());
+        expert_sum_(layout.edp, layout.expert, static_cast<int>(layout.sources), shares_first(layout)) {
+    for (int64_t source = 0; source < layout.sources; ++source) experts_.emplace_back(layout.expert.elements());
   }
 
   void begin_step(int64_t micro_batches) override {
@@ -119,7 +129,10 @@ template <typename T>
 class FastReducer : public GradientReducer<T> {
  public:
   explicit FastReducer(const GradientLayout& layout)
-      : dp_(layout.dp.size()), ep_(layout.ep), dense_(layout.dp, layout.dense), expert_(layout.edp, layout.expert) {}
+      : dp_(layout.dp.size()),
+        sources_(layout.sources),
+        dense_(layout.dp, layout.dense),
+        expert_(layout.edp, layout.expert) {}
 
   void begin_step(int64_t micro_batches) override {
     counter_.begin(micro_batches, dp_);
@@ -132,7 +145,7 @@ class FastReducer : public GradientReducer<T> {
   }
   std::span<T> expert_gradient(int64_t source) override {
     counter_.check_open();
-    check(source >= 0 && source < ep_, "a source is a rank of the ep group");
+    check(source >= 0 && source < sources_, "a source is a rank that shares the experts");
     return expert_.buffer();
   }
   void micro_batch_done() override { counter_.done(); }
@@ -146,7 +159,7 @@ class FastReducer : public GradientReducer<T> {
 
  private:
   int64_t dp_;
-  int64_t ep_;
+  int64_t sources_;
   StepCounter counter_;
   FastSum<T> dense_;
   FastSum<T> expert_;
@@ -156,7 +169,8 @@ class FastReducer : public GradientReducer<T> {
 
 template <typename T>
 std::unique_ptr<GradientReducer<T>> make_gradient_reducer(Reduction reduction, const GradientLayout& layout) {
-  check(layout.ep >= 1 && layout.dp.size() == layout.edp.size() * layout.ep, "dp = edp * ep");
+  check(layout.sources >= 1 && layout.dp.size() * layout.tp == layout.edp.size() * layout.sources,
+        "dp * tp = edp * sources");
   if (reduction == Reduction::kCanonical) return std::make_unique<CanonicalReducer<T>>(layout);
   return std::make_unique<FastReducer<T>>(layout);
 }

@@ -6,10 +6,10 @@
 // The order of a step, the same on all ranks:
 //   begin_step(M); for each own micro-batch: add into dense_gradient() and expert_gradient(s) for every source s, then
 //   micro_batch_done(); finish(); dense() and expert() are the owned sums until the next begin_step.
-// A *source* is the rank of the ep group whose tokens the gradient comes from: local experts work for the tokens of all
-// ep ranks at the same local step. `canonical` sums each source's micro-batches apart, as the tree over the global
-// micro-batch index needs it (contract 8), at the price of ep times the expert buffers; `fast` has one buffer for all,
-// in the transport's order.
+// A *source* is the rank, of those that share the experts (ep, etp), whose tokens the gradient comes from: local
+// experts work for the tokens of all of them at the same local step. `canonical` sums each source's micro-batches
+// apart, as the tree over the global micro-batch index needs it (contract 8), at the price of as many expert buffers as
+// sources; `fast` has one buffer for all, in the transport's order.
 #pragma once
 
 #include <cstdint>
@@ -23,11 +23,12 @@
 namespace conclave::parallel {
 
 struct GradientLayout {
-  comm::Group dp;    // ranks with the same dense weights
-  comm::Group edp;   // ranks with the same experts; dp = edp * ep, dp rank = edp rank * ep + ep rank
-  int64_t ep = 1;    // sources per rank
-  Shards dense{0};   // over dp, or everything on each rank
-  Shards expert{0};  // of this rank's experts, over edp, or everything
+  comm::Group dp;       // ranks with the same dense weights
+  comm::Group edp;      // ranks with the same experts; dp * tp = edp * sources
+  int64_t tp = 1;       // ranks that share a micro-batch's tokens; number of a source: dp rank * tp + tp rank
+  int64_t sources = 1;  // per rank; number of its source s: edp rank * sources + s
+  Shards dense{0};      // over dp, or everything on each rank
+  Shards expert{0};     // of this rank's experts, over edp, or everything
 };
 
 // T is float or double.

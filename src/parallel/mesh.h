@@ -70,6 +70,8 @@ class Mesh {
   const comm::Group& dp() const { return group(Axis::kDp); }
   const comm::Group& ep() const { return group(Axis::kEp); }
   const comm::Group& edp() const { return group(Axis::kEdp); }
+  const comm::Group& tp() const { return group(Axis::kTp); }
+  const comm::Group& etp() const { return group(Axis::kEtp); }
   int64_t size(Axis axis) const { return sizes_[axis]; }
   int64_t coordinate(Axis axis) const { return coordinates_[axis]; }
   const AxisValues& sizes() const { return sizes_; }

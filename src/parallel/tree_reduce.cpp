@@ -131,17 +131,20 @@ std::span<T> TreeAccumulator<T>::finish() {
 }
 
 template <typename T>
-TreeReduce<T>::TreeReduce(const comm::Group& group, const Shards& wanted, int subtrees_per_rank, int64_t round)
+TreeReduce<T>::TreeReduce(const comm::Group& group, const Shards& wanted, int subtrees_per_rank, LeafOrder order,
+                          int64_t round)
     : group_(group),
       wanted_(wanted),
       parts_(wanted.group().size() == group.size() ? wanted
                                                    : Shards(group, slice_cuts(wanted.elements(), group.size()))),
-      subtrees_per_rank_(subtrees_per_rank) {
+      subtrees_per_rank_(subtrees_per_rank),
+      order_(std::move(order)),
+      folds_first_(order_.empty() && (group.size() == 1 || is_power_of_two(subtrees_per_rank))) {
   check(wanted.group().size() == 1 || wanted.group().size() == group.size(), "shards are those of the ranks that sum");
   const int ranks = group_.size();
   if (ranks == 1) return;
   // A power of two of subtrees is one subtree of the rank; others have to travel one by one.
-  const int64_t travelling = is_power_of_two(subtrees_per_rank_) ? 1 : subtrees_per_rank_;
+  const int64_t travelling = folds_first_ ? 1 : subtrees_per_rank_;
   for (int r = 0; r < ranks; ++r) longest_ = std::max(longest_, parts_.cuts()[r + 1] - parts_.cuts()[r]);
   round_ = std::clamp<int64_t>(round / (ranks * travelling), kCacheLine, longest_ + kCacheLine);
   sent_ = AlignedBuffer<T>(travelling * std::min(ranks * round_, parts_.elements()));
@@ -157,13 +160,28 @@ std::span<T> TreeReduce<T>::run(std::span<const std::span<T>> subtrees) {
     parts.push_back(subtree.data());
   }
   const int ranks = group_.size();
-  if (ranks == 1 || is_power_of_two(subtrees_per_rank_)) {
+  if (ranks == 1) {
+    parts = ordered(parts);
+    fold_all(std::span<T* const>(parts), parts_.elements());
+    if (parts[0] != subtrees[0].data()) std::copy_n(parts[0], parts_.elements(), subtrees[0].data());
+    return wanted_.own(subtrees[0]);
+  }
+  if (folds_first_) {
     fold_all(std::span<T* const>(parts), parts_.elements());
     parts.resize(1);
   }
   for (int64_t first = 0; first < longest_; first += round_) exchange(parts, first);
   if (wanted_.group().size() < ranks) parts_.gather(subtrees[0]);
   return wanted_.own(subtrees[0]);
+}
+
+template <typename T>
+std::vector<T*> TreeReduce<T>::ordered(const std::vector<T*>& leaves) const {
+  if (order_.empty()) return leaves;
+  check(order_.size() == leaves.size(), "an order has every leaf");
+  std::vector<T*> sorted;
+  for (const int64_t leaf : order_) sorted.push_back(leaves[leaf]);
+  return sorted;
 }
 
 // The elements [first, first + round) of every part.
@@ -190,6 +208,7 @@ void TreeReduce<T>::exchange(std::span<T* const> travelling, int64_t first) {
                       received_.span().first(group_.size() * subtrees * own), std::span<const int64_t>(receive_counts));
   std::vector<T*> leaves;  // rank by rank, each with its subtrees
   for (int64_t i = 0; i < group_.size() * subtrees; ++i) leaves.push_back(received_.span().data() + i * own);
+  leaves = ordered(leaves);
   for_pieces(own, [&](int64_t begin, int64_t end) {
     fold(std::span<T* const>(leaves), begin, end);
     std::copy(leaves[0] + begin, leaves[0] + end, travelling[0] + parts_.begin() + first + begin);

@@ -58,9 +58,14 @@ class TreeAccumulator {
   int current_ = kNone;
 };
 
+// The leaves of a tree over (rank, subtree) in the order in which they are added; leaf = rank * subtrees + subtree.
+// Empty = as they are numbered.
+using LeafOrder = std::vector<int64_t>;
+
 // Sums subtrees over the ranks of a group, on the tree over (rank, subtree of that rank): rank 0's subtrees come first.
-// The subtrees of a rank stand for equally many micro-batches. Parts go to the ranks and are summed there; who wants
-// more than its part has the others' gathered. Parts travel in rounds, so the memory for them is bounded.
+// Another order may be given. The subtrees of a rank stand for equally many micro-batches. Parts go to the ranks and
+// are summed there; who wants more than its part has the others' gathered. Parts travel in rounds, so the memory for
+// them is bounded.
 template <typename T>
 class TreeReduce {
  public:
@@ -68,18 +73,22 @@ class TreeReduce {
 
   // `group` are the ranks that hold copies, `wanted` what each needs the sum of: shards over the same group, or all.
   // `round`: about so many elements are exchanged at a time.
-  TreeReduce(const comm::Group& group, const Shards& wanted, int subtrees_per_rank, int64_t round = kRound);
+  TreeReduce(const comm::Group& group, const Shards& wanted, int subtrees_per_rank, LeafOrder order = {},
+             int64_t round = kRound);
   // Collective. Every span holds wanted.elements(). Returns the sum of this rank's wanted elements, which lies in its
   // place in subtrees[0]; everything else is scratch afterwards.
   std::span<T> run(std::span<const std::span<T>> subtrees);
 
  private:
   void exchange(std::span<T* const> travelling, int64_t first);
+  std::vector<T*> ordered(const std::vector<T*>& leaves) const;
 
   comm::Group group_;
   Shards wanted_;
   Shards parts_;  // which rank sums what
   int subtrees_per_rank_;
+  LeafOrder order_;
+  bool folds_first_ = true;           // a rank's subtrees are one subtree of the tree
   int64_t longest_ = 0;               // part
   int64_t round_ = 0;                 // elements of each part in a round
   AlignedBuffer<T> sent_, received_;  // [rank][subtree][elements of the round]

@@ -50,6 +50,8 @@ void check_unbuilt(const RunConfig& config, Rules& rules);
 void check_model(const RunConfig& config, Rules& rules);
 void check_moe(const RunConfig& config, Rules& rules);
 void check_layout(const RunConfig& config, Rules& rules);
+// What needs resolved widths: asked only when nothing else is wrong.
+void check_tensor_widths(const RunConfig& config, Rules& rules);
 void check_training(const RunConfig& config, Rules& rules);
 // Makes the paths of sources and tokenizer absolute; with check_files they must exist.
 void resolve_paths(RunConfig& config, Rules& rules);

@@ -2,6 +2,7 @@
 // Mesh arithmetic: world = pp * dp * cp * tp, and ep * etp divides dp * cp * tp (docs: parallel axes).
 #include <bit>
 
+#include "model/model_shape.h"
 #include "train/config_rules.h"
 
 namespace conclave::train {
@@ -68,6 +69,27 @@ void check_expert_axes(const RunConfig& config, Rules& rules) {
                 fmt::format("local dispatch keeps tokens on their rank, but ep is {}; use auto or alltoall", mesh.ep));
 }
 
+// Everything that tensor-parallel ranks share must divide; only the vocabulary may be shared unevenly.
+void check_tensor_axis(const RunConfig& config, Rules& rules) {
+  const int64_t tp = config.parallel.tp;
+  const model::ModelConfig& model = config.model;
+  rules.warn_if(tp == 1 && !config.parallel.sequence_parallel, {"parallel.sequence_parallel"},
+                "has no effect without parallel.tp: every rank has whole tokens");
+  if (tp <= 1) return;
+  const auto shared = [&](int64_t size, Rules::Keys keys, const char* what) {
+    rules.require(
+        divides(tp, size), keys,
+        fmt::format("{} {} cannot be shared by tp {} ranks ({} % {} = {})", size, what, tp, size, tp, size % tp));
+  };
+  shared(model.num_attention_heads, {"parallel.tp", "model.num_attention_heads"}, "attention heads");
+  shared(model.num_key_value_heads.value_or(model.num_attention_heads), {"parallel.tp", "model.num_key_value_heads"},
+         "key/value heads");
+  shared(config.train.micro_batch_size * config.data.seq_len, {"parallel.tp", "data.seq_len", "train.micro_batch_size"},
+         "tokens of a micro-batch");
+  rules.require(model.vocab_size >= tp, {"parallel.tp", "model.vocab_size"},
+                fmt::format("a vocabulary of {} leaves ranks of tp {} without a token", model.vocab_size, tp));
+}
+
 void check_batch(const RunConfig& config, Rules& rules) {
   const TrainConfig& train = config.train;
   const int64_t dp = *config.parallel.dp;
@@ -86,12 +108,14 @@ void check_batch(const RunConfig& config, Rules& rules) {
                   "micro-batches, not {}; nearest batches: {} and {}",
                   micro_batches, static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(micro_batches))) * together,
                   static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(micro_batches))) * together));
-  const int64_t rows = train.micro_batch_size * config.data.seq_len;
+  // The router's products run on each rank's tokens.
+  const int64_t rows = train.micro_batch_size * config.data.seq_len / std::max<int64_t>(1, config.parallel.tp);
   rules.require(
       rows >= 16, {"data.seq_len", "train.micro_batch_size", "parallel.reduction"},
-      fmt::format("reduction canonical needs micro-batches of at least 16 tokens, not {}: matrix libraries change a "
-                  "row's last bits with the number of rows below that",
-                  rows));
+      fmt::format(
+          "reduction canonical needs at least 16 tokens of a micro-batch on each rank, not {}: matrix libraries "
+          "change a row's last bits with the number of rows below that",
+          rows));
 }
 
 }  // namespace
@@ -99,7 +123,28 @@ void check_batch(const RunConfig& config, Rules& rules) {
 void check_layout(const RunConfig& config, Rules& rules) {
   check_world(config, rules);
   check_expert_axes(config, rules);
+  check_tensor_axis(config, rules);
   check_batch(config, rules);
+}
+
+// Widths after granularity and in the dense twin. Only for numbers that fit together.
+void check_tensor_widths(const RunConfig& config, Rules& rules) {
+  const int64_t tp = config.parallel.tp, etp = config.parallel.etp;
+  if (tp <= 1) return;
+  RunConfig filled = config;
+  fill_model(filled);
+  const auto shape = model::model_shape(filled.model, filled.moe);
+  const auto shared = [&](int64_t size, int64_t ranks, const std::string& key, const std::string& what, size_t layer) {
+    rules.require(divides(ranks, size), {key, what == "etp" ? "moe.expert_hidden_size" : "model.ffn_hidden_size"},
+                  fmt::format("the width {} of layer {} cannot be shared by {} {} ranks ({} % {} = {})", size, layer,
+                              what, ranks, size, ranks, size % ranks));
+  };
+  for (size_t l = 0; l < shape.layers.size(); ++l) {
+    const auto& layer = shape.layers[l];
+    shared(layer.ffn_width, tp, "parallel.tp", "tp", l);
+    shared(layer.shared_width, tp, "parallel.tp", "tp", l);
+    if (layer.moe) shared(layer.expert_width, etp, "parallel.etp", "etp", l);
+  }
 }
 
 }  // namespace conclave::train

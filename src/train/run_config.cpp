@@ -42,6 +42,8 @@ LoadedConfig load_config(const std::filesystem::path& file, std::span<const conf
   fill_layout(loaded.config, options.world_size);
   check_all(loaded.config, rules);
   problems.throw_if_any();
+  check_tensor_widths(loaded.config, rules);
+  problems.throw_if_any();
   fill_model(loaded.config);
   loaded.warnings = problems.warnings();
   return loaded;
@@ -55,6 +57,8 @@ std::vector<std::string> resolve(RunConfig& config, int64_t world_size, Purpose 
   Rules rules(document, problems, {world_size, purpose, false});
   fill_layout(checked, world_size);
   check_all(checked, rules);
+  problems.throw_if_any();
+  check_tensor_widths(checked, rules);
   problems.throw_if_any();
   fill_all(config, world_size);
   return problems.warnings();

@@ -5,22 +5,12 @@
 #include <cmath>
 #include <numeric>
 
-#include "model/accounting.h"
+#include "train/memory_plan.h"
 
 namespace conclave::train {
 namespace {
 
 std::string row(const std::string& label, const std::string& text) { return fmt::format("  {:<10} {}\n", label, text); }
-
-model::MemoryPlan memory_plan(const RunConfig& config, const parallel::Mesh& mesh) {
-  return {.dp = mesh.dp().size(),
-          .ep = mesh.ep().size(),
-          .micro_batches = config.train.global_batch_size / config.train.micro_batch_size,
-          .micro_batch_tokens = config.train.micro_batch_size * config.data.seq_len,
-          .reduction = config.parallel.reduction,
-          .recompute = config.memory.recompute,
-          .zero = config.parallel.zero};
-}
 
 std::string host_text(const std::vector<std::string>& hosts) {
   auto unique = hosts;
@@ -28,6 +18,17 @@ std::string host_text(const std::vector<std::string>& hosts) {
   unique.erase(std::unique(unique.begin(), unique.end()), unique.end());
   return fmt::format("{} rank{} on {} host{} ({})", hosts.size(), hosts.size() == 1 ? "" : "s", unique.size(),
                      unique.size() == 1 ? "" : "s", fmt::join(unique, ", "));
+}
+
+std::string layout_text(const RunConfig& config) {
+  const parallel::ParallelConfig& p = config.parallel;
+  std::string text = fmt::format("dp {}", *p.dp);
+  if (p.tp > 1)
+    text += fmt::format(" x tp {} ({} sequence parallelism)", p.tp, p.sequence_parallel ? "with" : "without");
+  text += fmt::format(", experts over ep {}", p.ep);
+  if (p.etp > 1) text += fmt::format(" x etp {}", p.etp);
+  return text + fmt::format(", reduction {}, zero {}",
+                            p.reduction == parallel::Reduction::kCanonical ? "canonical" : "fast", p.zero);
 }
 
 std::string model_text(const model::ModelShape& shape) {
@@ -48,16 +49,12 @@ std::string startup_block(const RunConfig& config, const parallel::Mesh& mesh, c
   const auto shape = model::model_shape(config.model, config.moe);
   const auto parameters = model::count_parameters(shape, model::Counter::kExact);
   const auto flops = model::count_flops(shape, model::Counter::kExact, config.data.seq_len);
-  const auto bytes = model::rank_bytes(shape, memory_plan(config, mesh));
+  const auto bytes = model::rank_bytes(shape, memory_plan(config));
   const double tokens = static_cast<double>(config.train.steps * config.train.global_batch_size * config.data.seq_len);
   std::string text = around.version + "\n";
   text += row("ranks", fmt::format("{}, {} thread{} each, transport {}", host_text(around.hosts), around.threads,
                                    around.threads == 1 ? "" : "s", around.transport));
-  text += row("layout",
-              fmt::format("dp {} x ep {} (experts spread over {} of the data-parallel ranks), reduction {}, zero {}",
-                          mesh.dp().size(), mesh.ep().size(), mesh.ep().size(),
-                          config.parallel.reduction == parallel::Reduction::kCanonical ? "canonical" : "fast",
-                          config.parallel.zero));
+  text += row("layout", layout_text(config));
   text += row("model", model_text(shape));
   text += row("", fmt::format("{} parameters, {} active, {} embedding; {} FLOPs per token in training",
                               short_count(parameters.total()), short_count(parameters.active()),
@@ -129,9 +126,10 @@ std::string expert_table(const std::vector<Evaluation>& results, const std::vect
 }
 
 checkpoint::Json environment(const RunConfig& config, const parallel::Mesh& mesh, const Surroundings& around) {
-  return {{"version", around.version},    {"hosts", around.hosts},    {"transport", around.transport},
-          {"threads", around.threads},    {"dp", mesh.dp().size()},   {"ep", mesh.ep().size()},
-          {"zero", config.parallel.zero}, {"seed", config.train.seed}};
+  return {{"version", around.version}, {"hosts", around.hosts},    {"transport", around.transport},
+          {"threads", around.threads}, {"dp", mesh.dp().size()},   {"tp", mesh.tp().size()},
+          {"ep", mesh.ep().size()},    {"etp", mesh.etp().size()}, {"zero", config.parallel.zero},
+          {"seed", config.train.seed}};
 }
 
 }  // namespace conclave::train

@@ -22,8 +22,15 @@ struct Flat {
   int64_t begin;
   bool expert;
   const char* role;
-  bool writes;
+  bool writes;        // of the ranks with the same parts of tensors, this one
+  bool writes_whole;  // of the ranks that hold other parts, this one writes what all of them hold whole
 };
+
+// `box` of what is held, in coordinates of the whole tensor.
+checkpoint::Box in_whole(checkpoint::Box box, const nn::LogicalTensor& tensor) {
+  if (!tensor.whole()) box.offset[tensor.slice.dimension] += tensor.slice.begin;
+  return box;
+}
 
 // One entry for each box: a logical tensor that lies whole in the range is one, a cut one a few.
 void append_flat(StateDict& state, const nn::Parameters& parameters, const Flat& flat) {
@@ -33,10 +40,12 @@ void append_flat(StateDict& state, const nn::Parameters& parameters, const Flat&
     if (parameter.expert != flat.expert) continue;
     int64_t start = parameter.offset;
     for (const auto& part : parameter.parts) {
-      const int64_t count = nn::element_count(part.shape);
+      const auto held = part.held();
+      const int64_t count = nn::element_count(held);
       const int64_t first = std::clamp<int64_t>(flat.begin - start, 0, count);
       int64_t at = start + first - flat.begin;
-      for (auto& box : checkpoint::boxes_of_range(part.shape, first, std::clamp<int64_t>(end - start, first, count))) {
+      for (const auto& own : checkpoint::boxes_of_range(held, first, std::clamp<int64_t>(end - start, first, count))) {
+        auto box = in_whole(own, part);
         const int64_t elements = nn::element_count(box.shape);
         state.push_back({.name = part.name,
                          .role = flat.role,
@@ -45,7 +54,7 @@ void append_flat(StateDict& state, const nn::Parameters& parameters, const Flat&
                          .offset = std::move(box.offset),
                          .shape = std::move(box.shape),
                          .data = bytes_of(data + at, elements),
-                         .writes = flat.writes});
+                         .writes = flat.writes && (!part.whole() || flat.writes_whole)});
         at += elements;
       }
       start += count;
@@ -55,14 +64,16 @@ void append_flat(StateDict& state, const nn::Parameters& parameters, const Flat&
 
 // Dense state is equal on all dp ranks, an expert's on all edp ranks: the first of each writes what all hold.
 bool writes(const parallel::Mesh& mesh, bool expert) { return (expert ? mesh.edp() : mesh.dp()).rank() == 0; }
+bool writes_whole(const parallel::Mesh& mesh, bool expert) { return (expert ? mesh.etp() : mesh.tp()).rank() == 0; }
 
 }  // namespace
 
 StateDict weight_state(model::Transformer& model, const parallel::Mesh& mesh) {
   StateDict state;
   for (const bool expert : {false, true}) {
-    append_flat(state, model.parameters(),
-                {model.parameters().flat(expert), 0, expert, kParamRole, writes(mesh, expert)});
+    append_flat(
+        state, model.parameters(),
+        {model.parameters().flat(expert), 0, expert, kParamRole, writes(mesh, expert), writes_whole(mesh, expert)});
   }
   return state;
 }
@@ -86,7 +97,7 @@ StateDict balance_state(model::Transformer& model, const parallel::Mesh& mesh,
                        .offset = {0},
                        .shape = {E},
                        .data = data,
-                       .writes = mesh.dp().rank() == 0});
+                       .writes = mesh.dp().rank() == 0 && mesh.tp().rank() == 0});
     };
     const Tensor bias = model.balance()[l].bias_E;
     if (bias.defined()) entry("bias", comm::DType::kFloat32, bytes_of(bias.data_ptr<float>(), E));
@@ -104,8 +115,10 @@ StateDict full_state(model::Transformer& model, TrainStep& step, const parallel:
     auto& optimizer = step.optimizer(expert);
     const parallel::Shards& owned = step.owned(expert);
     const bool mine = owned.group().size() > 1 || writes(mesh, expert);
-    append_flat(state, model.parameters(), {optimizer.first_moment(), owned.begin(), expert, kFirstMomentRole, mine});
-    append_flat(state, model.parameters(), {optimizer.second_moment(), owned.begin(), expert, kSecondMomentRole, mine});
+    const bool whole = writes_whole(mesh, expert);
+    const int64_t begin = owned.begin();
+    append_flat(state, model.parameters(), {optimizer.first_moment(), begin, expert, kFirstMomentRole, mine, whole});
+    append_flat(state, model.parameters(), {optimizer.second_moment(), begin, expert, kSecondMomentRole, mine, whole});
   }
   for (auto& entry : balance_state(model, mesh, counts)) state.push_back(std::move(entry));
   return state;
@@ -115,7 +128,8 @@ StateDict gradient_state(const TrainStep& step, const model::Transformer& model,
   StateDict state;
   for (const bool expert : {false, true}) {
     append_flat(state, model.parameters(),
-                {step.gradient_sum(expert), step.owned(expert).begin(), expert, kGradientRole, writes(mesh, expert)});
+                {step.gradient_sum(expert), step.owned(expert).begin(), expert, kGradientRole, writes(mesh, expert),
+                 writes_whole(mesh, expert)});
   }
   return state;
 }

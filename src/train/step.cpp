@@ -41,7 +41,12 @@ optim::AdamW make_optimizer(const RunConfig& config, const nn::Parameters& param
 }
 
 parallel::GradientLayout layout(const parallel::Mesh& mesh, const model::Ownership& owned) {
-  return {.dp = mesh.dp(), .edp = mesh.edp(), .ep = mesh.ep().size(), .dense = owned.dense, .expert = owned.expert};
+  return {.dp = mesh.dp(),
+          .edp = mesh.edp(),
+          .tp = mesh.tp().size(),
+          .sources = mesh.ep().size() * mesh.etp().size(),
+          .dense = owned.dense,
+          .expert = owned.expert};
 }
 
 Tensor view(std::span<float> data) { return at::from_blob(data.data(), {static_cast<int64_t>(data.size())}); }
@@ -57,7 +62,8 @@ TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model:
       probe_(probe),
       owned_(ownership(config, mesh, model.parameters())),
       reducer_(parallel::make_gradient_reducer<float>(config.parallel.reduction, layout(mesh, owned_))),
-      norm_(model.parameters(), owned_, mesh.ep()),
+      partial_(model.parameters(), mesh),
+      norm_(model.parameters(), owned_, mesh),
       dense_(make_optimizer(config, model.parameters(), owned_.dense, false)),
       expert_(make_optimizer(config, model.parameters(), owned_.expert, true)),
       totals_(model) {}
@@ -70,7 +76,7 @@ void TrainStep::accumulate(std::span<const Batch> batches) {
   const bool canonical = config_.parallel.reduction == parallel::Reduction::kCanonical;
   for (const Batch& batch : batches) {
     nn::Gradients gradients{view(reducer_->dense_gradient()), {}, canonical || losses_.empty()};
-    const int64_t sources = canonical ? mesh_.ep().size() : 1;
+    const int64_t sources = canonical ? mesh_.ep().size() * mesh_.etp().size() : 1;
     for (int64_t s = 0; s < sources; ++s) gradients.experts.push_back(view(reducer_->expert_gradient(s)));
     nn::Frame frame = model_.frame(batch, &gradients);
     executor_.run(model_, frame);
@@ -79,7 +85,10 @@ void TrainStep::accumulate(std::span<const Batch> batches) {
     targets_.push_back(frame.target_count);
     totals_.add(model_, frame);
     // `fast` adds up all micro-batches in one buffer, so its last state tells of them all.
-    if (canonical || &batch == &batches.back()) search_non_finite(gradients);
+    if (canonical || &batch == &batches.back()) {
+      search_non_finite(gradients);
+      partial_.sum(gradients.dense);
+    }
     reducer_->micro_batch_done();
   }
 }
@@ -157,6 +166,7 @@ model::TransformerConfig transformer_config(const RunConfig& config) {
           .moe = config.moe,
           .memory = config.memory,
           .document_mask = config.data.document_mask,
+          .sequence_parallel = config.parallel.sequence_parallel,
           .seed = static_cast<uint64_t>(config.train.seed)};
 }
 

@@ -9,6 +9,7 @@
 #include "core/failpoints.h"
 #include "model/executor.h"
 #include "model/gradient_norm.h"
+#include "model/partial_gradients.h"
 #include "model/routing_totals.h"
 #include "optim/adamw.h"
 #include "parallel/gradient_reducer.h"
@@ -69,6 +70,7 @@ class TrainStep {
   model::SequentialExecutor executor_;
   model::Ownership owned_;
   std::unique_ptr<parallel::GradientReducer<float>> reducer_;
+  model::PartialGradients partial_;
   model::GradientNorm norm_;
   optim::AdamW dense_, expert_;
   int64_t updates_ = 0;

@@ -139,10 +139,9 @@ void Trainer::save() {
   contents.samples = step_ * p_.config.train.global_batch_size;
   contents.tokens = contents.samples * p_.config.data.seq_len;
   contents.environment = p_.environment;
-  contents.layout = {{"world", p_.mesh.world().size()},
-                     {"dp", p_.mesh.dp().size()},
-                     {"ep", p_.mesh.ep().size()},
-                     {"zero", p_.config.parallel.zero}};
+  contents.layout = {{"world", p_.mesh.world().size()}, {"dp", p_.mesh.dp().size()},
+                     {"tp", p_.mesh.tp().size()},       {"ep", p_.mesh.ep().size()},
+                     {"etp", p_.mesh.etp().size()},     {"zero", p_.config.parallel.zero}};
   contents.config = config_record(p_.config);
   contents.extra = {{"updates", p_.step.updates()}, {"data", p_.batches.fingerprint()}, {"metrics", metrics_->json()}};
   const auto saved = p_.store.save(contents, full_state(p_.model, p_.step, p_.mesh, counts_));

@@ -42,15 +42,11 @@ void check_moe_keys(const RunConfig& config, Rules& rules) {
 
 void check_parallel_keys(const RunConfig& config, Rules& rules) {
   const parallel::ParallelConfig& mesh = config.parallel;
-  rules.unbuilt(mesh.tp != 1, "parallel.tp", "tensor parallelism; use dp and ep");
-  rules.unbuilt(mesh.etp != 1, "parallel.etp", "tensor parallelism inside experts; use ep");
-  rules.unbuilt(mesh.cp != 1, "parallel.cp", "context parallelism; use dp and ep");
-  rules.unbuilt(mesh.pp != 1, "parallel.pp", "pipeline parallelism; use dp and ep");
+  rules.unbuilt(mesh.cp != 1, "parallel.cp", "context parallelism; use dp, tp and ep");
+  rules.unbuilt(mesh.pp != 1, "parallel.pp", "pipeline parallelism; use dp, tp and ep");
   rules.require(mesh.zero == 0 || mesh.zero == 1, {"parallel.zero"}, "must be 0 or 1");
   only(rules, "parallel.executor", mesh.executor, {parallel::ExecutorType::kSequential});
   rules.unbuilt(mesh.chunks != parallel::ParallelConfig().chunks, "parallel.chunks", "the chunked executor; remove it");
-  rules.unbuilt(!mesh.sequence_parallel, "parallel.sequence_parallel",
-                "tensor parallelism, which it belongs to; remove it");
   rules.unbuilt(mesh.rank_order != parallel::ParallelConfig().rank_order, "parallel.rank_order",
                 "other orders than [pp, dp, cp, tp]");
 }

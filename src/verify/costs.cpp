@@ -7,7 +7,7 @@
 #include <fstream>
 
 #include "core/error.h"
-#include "model/accounting.h"
+#include "train/memory_plan.h"
 
 namespace conclave::verify {
 namespace {
@@ -21,13 +21,7 @@ constexpr const char* kAdvice =
     "  or take fewer ranks (-n 2) or steps (--steps 1).";
 
 int64_t rank_bytes(const train::RunConfig& config, const model::ModelShape& shape, const Layout& layout) {
-  const model::MemoryPlan plan{.dp = layout.dp,
-                               .ep = layout.ep,
-                               .micro_batches = config.train.global_batch_size / config.train.micro_batch_size,
-                               .micro_batch_tokens = config.train.micro_batch_size * config.data.seq_len,
-                               .reduction = layout.reduction,
-                               .zero = layout.zero};
-  return model::rank_bytes(shape, plan).total();
+  return model::rank_bytes(shape, train::memory_plan(with_layout(config, layout))).total();
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "config/fields.h"
 #include "core/error.h"
 #include "model/model_shape.h"
+#include "parallel/mesh.h"
 
 namespace conclave::verify {
 namespace {
@@ -49,12 +50,14 @@ std::vector<E> built(const train::RunConfig& config, const std::array<E, kCount>
   return values;
 }
 
-// The reductions that dp and ep can have.
-std::vector<Reduction> reductions(const train::RunConfig& config, int64_t dp, int64_t ep, bool canonical,
+// The reductions that a mesh can have.
+std::vector<Reduction> reductions(const train::RunConfig& config, const Layout& mesh, bool canonical,
                                   std::vector<Skipped>& skipped) {
-  const std::string name = fmt::format("dp {} ep {}", dp, ep);
+  const std::string name = short_name_of(mesh);
   const auto problem = [&](Reduction reduction) {
-    return problem_of(config, {.dp = dp, .ep = ep, .reduction = reduction});
+    Layout layout = mesh;
+    layout.reduction = reduction;
+    return problem_of(config, layout);
   };
   // What fast cannot have, canonical cannot either.
   if (const auto why = problem(Reduction::kFast); !why.empty()) {
@@ -69,6 +72,22 @@ std::vector<Reduction> reductions(const train::RunConfig& config, int64_t dp, in
   return {Reduction::kCanonical, Reduction::kFast};
 }
 
+// Every way to cut `ranks` ranks into axes that the mesh can have, with and without shared-out tokens.
+std::vector<Layout> meshes(int64_t ranks, bool moe) {
+  std::vector<Layout> all;
+  for (int64_t dp = 1; dp <= ranks; ++dp)
+    for (int64_t tp = 1; dp * tp <= ranks; ++tp)
+      for (int64_t etp = 1; etp <= (moe ? tp : 1); ++etp)
+        for (int64_t ep = 1; ep <= (moe ? dp * tp : 1); ++ep) {
+          if (!parallel::mesh_problems({.dp = dp, .tp = tp, .ep = ep, .etp = etp}, dp * tp).empty()) continue;
+          all.push_back({.dp = dp, .ep = ep, .tp = tp, .etp = etp});
+          if (tp == 1) continue;
+          all.push_back(all.back());
+          all.back().sequence_parallel = false;
+        }
+  return all;
+}
+
 bool has_experts(const train::RunConfig& config) {
   for (const auto& layer : model::model_shape(config.model, config.moe).layers)
     if (layer.moe) return true;
@@ -78,8 +97,11 @@ bool has_experts(const train::RunConfig& config) {
 }  // namespace
 
 std::string short_name_of(const Layout& layout) {
-  return fmt::format("dp {} ep {}{}", layout.dp, layout.ep,
-                     layout.zero > 0 ? fmt::format(" zero {}", layout.zero) : "");
+  std::string text = fmt::format("dp {}", layout.dp);
+  if (layout.tp > 1) text += fmt::format(" tp {}{}", layout.tp, layout.sequence_parallel ? "" : " (tokens whole)");
+  text += fmt::format(" ep {}", layout.ep);
+  if (layout.etp > 1) text += fmt::format(" etp {}", layout.etp);
+  return text + (layout.zero > 0 ? fmt::format(" zero {}", layout.zero) : "");
 }
 
 std::string name_of(const Layout& layout) {
@@ -92,13 +114,17 @@ Promise promise_of(const Layout& layout) {
   // Partial sums per host, rank or chunk round differently.
   const bool other_sums = layout.dispatch == DispatchType::kHierarchical ||
                           layout.dispatch == DispatchType::kAllGather || layout.executor == ExecutorType::kChunked;
-  return layout.reduction == Reduction::kCanonical && !other_sums ? Promise::kBitwise : Promise::kClose;
+  const bool bitwise = layout.reduction == Reduction::kCanonical && layout.tp == 1 && !other_sums;
+  return bitwise ? Promise::kBitwise : Promise::kClose;
 }
 
 train::RunConfig with_layout(const train::RunConfig& config, const Layout& layout) {
   train::RunConfig changed = config;
   changed.parallel.dp = layout.dp;
+  changed.parallel.tp = layout.tp;
   changed.parallel.ep = layout.ep;
+  changed.parallel.etp = layout.etp;
+  changed.parallel.sequence_parallel = layout.sequence_parallel;
   changed.parallel.zero = layout.zero;
   changed.parallel.reduction = layout.reduction;
   changed.parallel.executor = layout.executor;
@@ -121,18 +147,17 @@ LayoutPlan plan_layouts(const train::RunConfig& config, int64_t ranks, const std
   const auto add = [&](const Layout& layout) {
     if (layout.ep > 1 && layout.dispatch == DispatchType::kLocal) return;
     if (layout != plan.reference) plan.layouts.push_back(layout);
-    if (layout.dp == 1) return;  // nothing to shard
+    if (layout.ranks() == 1) return;  // nothing to shard
     plan.layouts.push_back(layout);
     plan.layouts.back().zero = 1;
   };
-  for (int64_t dp = 1; dp <= ranks; ++dp) {
-    for (int64_t ep = 1; ep <= (moe ? dp : 1); ++ep) {
-      if (dp % ep != 0) continue;
-      for (const Reduction reduction : reductions(config, dp, ep, obstacle.empty(), plan.skipped))
-        for (const auto dispatch : dispatchers)
-          for (const auto executor : executors) add({dp, ep, dispatch, executor, reduction, 0});
-    }
-  }
+  for (Layout layout : meshes(ranks, moe))
+    for (const Reduction reduction : reductions(config, layout, obstacle.empty(), plan.skipped))
+      for (const auto dispatch : dispatchers)
+        for (const auto executor : executors) {
+          layout.reduction = reduction, layout.dispatch = dispatch, layout.executor = executor;
+          add(layout);
+        }
   return plan;
 }
 

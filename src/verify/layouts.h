@@ -16,11 +16,14 @@ struct Layout {
   parallel::ExecutorType executor = parallel::ExecutorType::kSequential;
   parallel::Reduction reduction = parallel::Reduction::kCanonical;
   int64_t zero = 0;
+  int64_t tp = 1, etp = 1;
+  bool sequence_parallel = true;  // with tp
 
-  int ranks() const { return static_cast<int>(dp); }
+  int ranks() const { return static_cast<int>(dp * tp); }
   bool operator==(const Layout&) const = default;
 };
-// "dp 4 ep 2 zero 1 canonical alltoall sequential"; short: "dp 4 ep 2 zero 1".
+// "dp 4 tp 2 ep 2 zero 1 canonical alltoall sequential"; short: "dp 4 tp 2 ep 2 zero 1". Axes of tensor parallelism
+// only where they are more than 1.
 std::string name_of(const Layout& layout);
 std::string short_name_of(const Layout& layout);
 

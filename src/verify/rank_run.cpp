@@ -38,7 +38,7 @@ RankRun::RankRun(const comm::Group& world, const RankSetup& setup)
     : config_(setup.config),
       mesh_(world, parallel::mesh_sizes(config_.parallel, world.size())),
       damage_({setup.fault, config_.parallel.zero > 0}, mesh_, setup.truth != nullptr ? *setup.truth : none_),
-      model_(model_config(setup), mesh_.ep()),
+      model_(model_config(setup), mesh_),
       step_(config_, mesh_, model_, failpoints_, setup.fault == Fault::kNone ? nullptr : &damage_) {}
 
 model::TransformerConfig RankRun::model_config(const RankSetup& setup) const {

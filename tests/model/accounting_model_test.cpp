@@ -20,7 +20,7 @@ class AccountingModelTest : public ::testing::TestWithParam<Case> {};
 TEST_P(AccountingModelTest, CountsWhatTheTransformerHolds) {
   auto config = testing::tiny_config();
   GetParam().change(config);
-  const model::Transformer transformer(config, comm::Group());
+  const model::Transformer transformer(config);
   const auto count = model::count_parameters(transformer.shape(), model::Counter::kExact);
   int64_t total = 0, experts = 0;
   for (const auto& parameter : transformer.parameters().all()) {

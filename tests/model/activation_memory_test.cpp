@@ -41,7 +41,7 @@ struct Kept {
 // Bytes that stay between forward and backward, as the executor leaves them: of the first layer's MoE part, with its
 // input, and of the whole model.
 Kept kept_bytes(model::Recompute recompute, const Batch& batch) {
-  const model::Transformer m(config_of(recompute), comm::Group());
+  const model::Transformer m(config_of(recompute));
   nn::Gradients gradients{at::zeros_like(m.parameters().flat(false)), {at::zeros_like(m.parameters().flat(true))}};
   nn::Frame frame = m.frame(batch, &gradients);
   const int64_t before = bytes_in_use();

@@ -17,7 +17,7 @@ class GoldenFirstStep : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(GoldenFirstStep, GivesTransformersLossesAndGradients) {
   const auto golden = testing::golden_json(GetParam() + std::string(".json"));
-  model::Transformer m(testing::golden_config(golden), comm::Group());
+  model::Transformer m(testing::golden_config(golden));
   testing::load_golden_weights(m, golden["weights"]);
   const Batch batch = testing::golden_batch(golden, 0);
   nn::Gradients gradients{at::zeros_like(m.parameters().flat(false)), {at::zeros_like(m.parameters().flat(true))}};

@@ -40,7 +40,7 @@ Tensor own(const nn::Parameters& all, const parallel::Shards& shards, bool exper
 double norm_alone() {
   const auto all = parameters();
   return GradientNorm(all, {parallel::Shards(all.flat_size(false)), parallel::Shards(all.flat_size(true))},
-                      comm::Group())(all.flat(false), all.flat(true));
+                      parallel::Mesh())(all.flat(false), all.flat(true));
 }
 
 Ownership shards_over(const comm::Group& group, const nn::Parameters& all) {
@@ -72,7 +72,7 @@ TEST(GradientNormRanksTest, ShardsOfAnyNumberOfOwnersHaveTheSameBits) {
     test::run_ranks(ranks, [&](const comm::Group& group) {
       const auto all = parameters();
       const Ownership owned = shards_over(group, all);
-      const GradientNorm norm(all, owned, comm::Group());
+      const GradientNorm norm(all, owned, parallel::Mesh());
       EXPECT_EQ(norm(own(all, owned.dense, false), own(all, owned.expert, true)), expected) << ranks;
     });
   }
@@ -82,7 +82,7 @@ TEST(GradientNormRanksTest, WhatIsNotFiniteIsNamedByItsOwnerAlone) {
   test::run_ranks(3, [&](const comm::Group& group) {
     auto all = parameters();
     const Ownership owned = shards_over(group, all);
-    const GradientNorm norm(all, owned, comm::Group());
+    const GradientNorm norm(all, owned, parallel::Mesh());
     const auto found = [&] {
       return norm.non_finite_owned(own(all, owned.dense, false), own(all, owned.expert, true));
     };
@@ -105,7 +105,7 @@ TEST(GradientNormTest, AnOwnerOfPartOfASliceIsABug) {
   test::run_ranks(2, [&](const comm::Group& group) {
     const auto all = parameters();
     const parallel::Shards inside(group, {0, kSlice + 16, all.flat_size(false)});
-    EXPECT_THROW(GradientNorm(all, {inside, parallel::Shards(all.flat_size(true))}, comm::Group()), BugError);
+    EXPECT_THROW(GradientNorm(all, {inside, parallel::Shards(all.flat_size(true))}, parallel::Mesh()), BugError);
   });
 }
 

@@ -45,7 +45,7 @@ TEST_P(GradientTest, EqualsFiniteDifferences) {
   auto config = testing::tiny_config();
   config.dtype = at::kDouble;
   GetParam().change(config);
-  model::Transformer m(config, comm::Group());
+  model::Transformer m(config);
   Batch batch = testing::random_batch(2, 9, config.model.vocab_size, 3);
   batch.loss_mask[4] = 0;
   for (int i = 15; i < 18; ++i) batch.segment_ids[i] = -1, batch.loss_mask[i] = 0;  // padding at the end of the second

@@ -6,6 +6,7 @@
 #include "model/executor.h"
 #include "model/routing_totals.h"
 #include "moe/router.h"
+#include "support/expert_mesh.h"
 #include "support/moe_reference.h"
 #include "support/ranks.h"
 #include "support/tiny_models.h"
@@ -101,7 +102,7 @@ model::TransformerConfig biased_model() {
 }
 
 TEST(BalancerBias, IsNoParameterAndIsMovedByNoForwardOrBackward) {
-  model::Transformer m(biased_model(), comm::Group());
+  model::Transformer m(biased_model());
   for (const auto& parameter : m.parameters().all())
     for (const auto& part : parameter.parts) EXPECT_EQ(part.name.find("bias"), std::string::npos) << part.name;
   m.balance()[0].bias_E.copy_(random_tensor({4}, at::kFloat, 1));
@@ -122,7 +123,7 @@ struct Balance {
   std::vector<std::vector<int64_t>> counts;
 };
 Balance after_steps(const comm::Group& group) {
-  model::Transformer m(biased_model(), group);
+  model::Transformer m(biased_model(), test::expert_mesh(group));
   for (int step = 0; step < 3; ++step) {
     model::RoutingTotals totals(m);
     for (int64_t i = 0; i < 4 / group.size(); ++i) {

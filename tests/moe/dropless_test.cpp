@@ -4,6 +4,7 @@
 
 #include "kernels/tensor_checks.h"
 #include "model/executor.h"
+#include "support/expert_mesh.h"
 #include "support/moe_layer.h"
 #include "support/ranks.h"
 #include "support/tiny_models.h"
@@ -124,11 +125,11 @@ Tensor part(const model::Transformer& m, const std::string& name) {
 }
 
 TEST(DroplessDeepSeekMoe, WithoutTheRoutedPartIsADenseLayerOfTheSharedWidth) {
-  model::Transformer moe(with_shared(), comm::Group());
+  model::Transformer moe(with_shared());
   auto config = conclave::testing::tiny_config();
   config.moe.layers = LayerPattern{2, 1};
   config.model.ffn_hidden_size = 2 * 12;
-  model::Transformer dense(config, comm::Group());
+  model::Transformer dense(config);
   for (int l = 0; l < 2; ++l) {
     const std::string layer = "layers." + std::to_string(l) + ".";
     for (const char* which : {"gate", "up", "down"})
@@ -144,7 +145,7 @@ TEST(DroplessDeepSeekMoe, WithoutTheRoutedPartIsADenseLayerOfTheSharedWidth) {
 
 TEST(DroplessDeepSeekMoeRanks, SharedParametersAreOnEveryRankAndNeverSpread) {
   test::run_ranks(2, [](const comm::Group& ep) {
-    const model::Transformer m(with_shared(), ep);
+    const model::Transformer m(with_shared(), test::expert_mesh(ep));
     int shared = 0, routed = 0;
     for (const auto& parameter : m.parameters().all()) {
       for (const auto& p : parameter.parts) {

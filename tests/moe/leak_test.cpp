@@ -5,6 +5,7 @@
 
 #include "kernels/tensor_checks.h"
 #include "model/executor.h"
+#include "support/expert_mesh.h"
 #include "support/moe_methods.h"
 #include "support/ranks.h"
 #include "support/tiny_models.h"
@@ -24,7 +25,7 @@ model::TransformerConfig config_of(const testing::Method& method) {
 
 Tensor hidden(const model::Transformer& m, const Batch& batch, bool training) {
   nn::Gradients gradients{at::zeros_like(m.parameters().flat(false)), {}};
-  for (int r = 0; r < m.ep().size(); ++r) gradients.experts.push_back(at::zeros_like(m.parameters().flat(true)));
+  for (int r = 0; r < m.mesh().ep().size(); ++r) gradients.experts.push_back(at::zeros_like(m.parameters().flat(true)));
   nn::Frame frame = m.frame(batch, training ? &gradients : nullptr);
   for (const auto& stage : m.stages()) stage->forward(frame);
   return m.hidden(frame).clone();
@@ -53,12 +54,12 @@ class Leak : public ::testing::TestWithParam<testing::Method> {
 };
 
 TEST_P(Leak, NoTokenOfAnEvaluationSeesALaterOne) {
-  const model::Transformer m(config_of(GetParam()), comm::Group());
+  const model::Transformer m(config_of(GetParam()));
   EXPECT_EQ(leaks(m, false), 0);
 }
 
 TEST_P(Leak, TokensOfATrainingStepSeeLaterOnesOnlyUnderALeakyPolicy) {
-  const model::Transformer m(config_of(GetParam()), comm::Group());
+  const model::Transformer m(config_of(GetParam()));
   EXPECT_EQ(leaks(m, true) > 0, leaky());
 }
 
@@ -69,7 +70,7 @@ class LeakRanks : public Leak {};
 
 TEST_P(LeakRanks, NoTokenOfAnEvaluationSeesALaterOneOrAnotherRanks) {
   test::run_ranks(2, [&](const comm::Group& ep) {
-    const model::Transformer m(config_of(GetParam()), ep);
+    const model::Transformer m(config_of(GetParam()), test::expert_mesh(ep));
     EXPECT_EQ(leaks(m, false), 0);
     // Rank 1 alone changes its tokens: nothing of rank 0 may change, in training neither.
     const Batch batch = testing::random_batch(1, kLength, 23, 3, ep.rank());
@@ -83,7 +84,7 @@ TEST_P(LeakRanks, NoTokenOfAnEvaluationSeesALaterOneOrAnotherRanks) {
 
 TEST_P(LeakRanks, TokensOfATrainingStepSeeLaterOnesOnlyUnderALeakyPolicy) {
   test::run_ranks(2, [&](const comm::Group& ep) {
-    const model::Transformer m(config_of(GetParam()), ep);
+    const model::Transformer m(config_of(GetParam()), test::expert_mesh(ep));
     EXPECT_EQ(leaks(m, true) > 0, leaky());
   });
 }

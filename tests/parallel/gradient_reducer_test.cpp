@@ -61,7 +61,7 @@ Sums run_rank(const comm::Group& world, Reduction reduction, const Layout& layou
   const Shards dense = sharded ? odd_shards(mesh.dp(), kDense) : Shards(kDense);
   const Shards expert = sharded ? odd_shards(mesh.edp(), local * kPerExpert) : Shards(local * kPerExpert);
   const auto reducer = make_gradient_reducer<float>(
-      reduction, {.dp = mesh.dp(), .edp = mesh.edp(), .ep = ep, .dense = dense, .expert = expert});
+      reduction, {.dp = mesh.dp(), .edp = mesh.edp(), .sources = ep, .dense = dense, .expert = expert});
   const int64_t count = micro_batches / dp;
   for (int step = 0; step < 2; ++step) {
     reducer->begin_step(micro_batches);
@@ -143,7 +143,7 @@ TEST(GradientReducerRanksTest, FastGivesTheSumsUpToRounding) {
 TEST(GradientReducerTest, CanonicalRefusesWhatTheTreeCannotCut) {
   test::run_ranks(2, [](const comm::Group& world) {
     const auto reducer =
-        make_gradient_reducer<float>(Reduction::kCanonical, {.dp = world, .edp = world, .ep = 1, .dense = Shards(8)});
+        make_gradient_reducer<float>(Reduction::kCanonical, {.dp = world, .edp = world, .dense = Shards(8)});
     EXPECT_THROW(reducer->begin_step(12), ConfigError);
     reducer->begin_step(4);
   });
@@ -152,7 +152,7 @@ TEST(GradientReducerTest, CanonicalRefusesWhatTheTreeCannotCut) {
 TEST(GradientReducerTest, AStepOutOfOrderIsABug) {
   for (const Reduction reduction : {Reduction::kCanonical, Reduction::kFast}) {
     const auto reducer = make_gradient_reducer<double>(
-        reduction, {.dp = comm::Group(), .edp = comm::Group(), .ep = 1, .dense = Shards(8), .expert = Shards(8)});
+        reduction, {.dp = comm::Group(), .edp = comm::Group(), .dense = Shards(8), .expert = Shards(8)});
     EXPECT_THROW(reducer->dense_gradient(), BugError);
     reducer->begin_step(2);
     reducer->micro_batch_done();

@@ -178,7 +178,7 @@ TEST(TreeReduceRanksTest, RoundsOfAnyLengthAndPartsOfAnySizeGiveTheSameSums) {
         const Shards wanted = all ? Shards(elements) : Shards(group, cuts);
         std::vector<std::vector<float>> sources(2, std::vector<float>(elements));
         std::vector<std::span<float>> subtrees(sources.begin(), sources.end());
-        TreeReduce<float> sum(group, wanted, 2, round);
+        TreeReduce<float> sum(group, wanted, 2, {}, round);
         for (int step = 0; step < 2; ++step) {
           for (int s = 0; s < 2; ++s)
             for (int64_t i = 0; i < elements; ++i) sources[s][i] = number<float>(group.rank() * 2 + s, i);

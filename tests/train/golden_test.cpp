@@ -54,7 +54,7 @@ TEST_P(GoldenTraining, TenStepsEqualTransformers) {
   const auto config = train::load_config(testing::golden_path(golden["config"]), data).config;
   const parallel::Mesh mesh;
   Failpoints none;
-  model::Transformer transformer(train::transformer_config(config), mesh.ep());
+  model::Transformer transformer(train::transformer_config(config), mesh);
   ASSERT_NO_FATAL_FAILURE(load_weights(transformer, golden["weights"]));
   train::TrainStep step(config, mesh, transformer, none);
 

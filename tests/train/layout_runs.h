@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The same training steps in any (dp, ep): what came out, gathered from all ranks under logical names, to compare with
-// one rank. Serves threads as ranks and processes under mpirun. Micro-batches are functions of (step, global number).
+// The same training steps in any (dp, tp, ep, etp): what came out, gathered from all ranks under logical names, to
+// compare with one rank. Serves threads as ranks and processes under mpirun. Micro-batches are functions of (step,
+// global number).
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -17,7 +18,10 @@
 namespace conclave::test {
 
 struct Layout {
-  int64_t dp = 1, ep = 1, zero = 0;
+  int64_t dp = 1, ep = 1, zero = 0, tp = 1, etp = 1;
+  bool sequence_parallel = true;
+
+  int ranks() const { return static_cast<int>(dp * tp); }
 };
 
 struct LayoutCase {
@@ -88,16 +92,21 @@ struct Fragment {
   std::string bytes;
 };
 
-// Where each piece of a state lies in its tensor. Shards of flat buffers are consecutive elements, as are whole
-// tensors.
+// Where each piece of a state lies in its tensor: consecutive elements, or of columns one piece for each row.
 inline std::vector<Fragment> fragments_of(const parallel::StateDict& entries) {
   std::vector<Fragment> fragments;
   for (const auto& entry : entries) {
+    const auto item = static_cast<int64_t>(comm::bytes_of(entry.dtype));
+    const bool columns = entry.shape.size() == 2 && entry.shape[1] < entry.global_shape[1];
+    const int64_t pieces = columns ? entry.shape[0] : 1, width = entry.global_shape.back();
     int64_t begin = 0;
     for (size_t d = 0; d < entry.shape.size(); ++d) begin = begin * entry.global_shape[d] + entry.offset[d];
-    fragments.push_back({entry.name + " " + entry.role,
-                         begin * static_cast<int64_t>(comm::bytes_of(entry.dtype)),
-                         {reinterpret_cast<const char*>(entry.data.data()), entry.data.size()}});
+    const size_t bytes = entry.data.size() / pieces;
+    for (int64_t i = 0; i < pieces; ++i) {
+      fragments.push_back({entry.name + " " + entry.role,
+                           (begin + i * width) * item,
+                           {reinterpret_cast<const char*>(entry.data.data()) + i * bytes, bytes}});
+    }
   }
   return fragments;
 }
@@ -129,26 +138,6 @@ inline std::map<std::string, std::string> assemble(const comm::Group& world, con
   return all;
 }
 
-inline std::vector<Fragment> gradient_fragments(const train::TrainStep& step, const nn::Parameters& parameters) {
-  std::vector<Fragment> fragments;
-  for (const auto& parameter : parameters.all()) {
-    const auto& owned = step.owned(parameter.expert);
-    const float* data = step.gradient_sum(parameter.expert).data_ptr<float>();
-    int64_t start = parameter.offset;
-    for (const auto& part : parameter.parts) {
-      const int64_t end = start + nn::element_count(part.shape);
-      const int64_t first = std::max(start, owned.begin()), last = std::min(end, owned.end());
-      if (first < last)
-        fragments.push_back(
-            {part.name + " gradient",
-             (first - start) * 4,
-             {reinterpret_cast<const char*>(data + first - owned.begin()), static_cast<size_t>(last - first) * 4}});
-      start = end;
-    }
-  }
-  return fragments;
-}
-
 // One rank's training in a layout, on one thread.
 class RankRun {
  public:
@@ -156,8 +145,8 @@ class RankRun {
           const std::string& failpoints = "")
       : config_(config_of(layout, layout_case, reduction)),
         padding_(layout_case.padding),
-        mesh_(world, parallel::mesh_sizes(config_.parallel, layout.dp)),
-        model_({.model = config_.model, .moe = config_.moe, .memory = config_.memory, .seed = 11}, mesh_.ep()),
+        mesh_(world, parallel::mesh_sizes(config_.parallel, layout.ranks())),
+        model_(model_config(config_), mesh_),
         failpoints_(failpoints, world.rank()),
         step_(config_, mesh_, model_, failpoints_) {
     layout_case.prepare(model_);
@@ -180,7 +169,7 @@ class RankRun {
   // By logical name, from all ranks.
   std::map<std::string, std::string> all_state() { return assemble(mesh_.world(), fragments_of(state())); }
   std::map<std::string, std::string> all_gradients() {
-    return assemble(mesh_.world(), gradient_fragments(step_, model_.parameters()));
+    return assemble(mesh_.world(), fragments_of(train::gradient_state(step_, model_, mesh_)));
   }
   const train::RunConfig& config() const { return config_; }
   nn::Parameters& parameters() { return model_.parameters(); }
@@ -190,11 +179,19 @@ class RankRun {
   static train::RunConfig config_of(Layout layout, const LayoutCase& layout_case, parallel::Reduction reduction) {
     at::set_num_threads(1);
     train::RunConfig config = layout_config(layout_case);
+    config.parallel.tp = layout.tp;
     config.parallel.ep = layout.ep;
+    config.parallel.etp = layout.etp;
+    config.parallel.sequence_parallel = layout.sequence_parallel;
     config.parallel.zero = layout.zero;
     config.parallel.reduction = reduction;
-    train::resolve(config, layout.dp);
+    train::resolve(config, layout.ranks());
     return config;
+  }
+  static model::TransformerConfig model_config(const train::RunConfig& config) {
+    auto of_model = train::transformer_config(config);
+    of_model.seed = 11;
+    return of_model;
   }
 
   train::RunConfig config_;

@@ -36,7 +36,7 @@ class Training {
 
   train::RunConfig config_;
   parallel::Mesh mesh_;
-  model::Transformer model_{{.model = config_.model, .moe = config_.moe, .seed = 3}, mesh_.ep()};
+  model::Transformer model_{{.model = config_.model, .moe = config_.moe, .seed = 3}, mesh_};
   Failpoints none_;
   train::TrainStep step_{config_, mesh_, model_, none_};
   std::vector<Batch> batches_;
