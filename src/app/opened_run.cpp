@@ -23,7 +23,10 @@ OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, L
   }
   OpenedRun opened;
   std::vector<config::Override> overrides{{config::Override::Kind::kUnset, "parallel.dp"},
+                                          {config::Override::Kind::kSet, "parallel.tp=1"},
                                           {config::Override::Kind::kSet, "parallel.ep=1"},
+                                          {config::Override::Kind::kSet, "parallel.etp=1"},
+                                          {config::Override::Kind::kSet, "parallel.sequence_parallel=true"},
                                           {config::Override::Kind::kSet, "parallel.reduction=fast"}};
   // Micro-batches stay as they were in training: they decide what an evaluation covers, and where capacity drops.
   const auto trained = train::load_config(file, overrides, {1, train::Purpose::kInfo, false}).config;

@@ -6,6 +6,7 @@
 
 #include "checkpoint/agreement.h"
 #include "config/json.h"
+#include "train/replica_check.h"
 
 namespace conclave::train {
 
@@ -13,6 +14,8 @@ using checkpoint::Json;
 using Clock = std::chrono::steady_clock;
 
 namespace {
+
+constexpr int64_t kReplicaCheckSteps = 50;
 
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -107,6 +110,7 @@ void Trainer::one_step() {
   const double data_seconds = since(start);
   const StepReport report = p_.step.run(step_, batches);
   ++step_;
+  if (step_ % kReplicaCheckSteps == 0) check_replicas(p_.model);
   metrics_->step(step_, report, {since(start), data_seconds});
   skipped_in_a_row_ = report.skipped ? skipped_in_a_row_ + 1 : 0;
   if (skipped_in_a_row_ == kMostSkippedInARow) {
@@ -134,6 +138,7 @@ void Trainer::evaluate() {
 void Trainer::save() {
   if (saved_step_ == step_) return;
   p_.watchdog.beat(step_, "save");
+  check_replicas(p_.model);
   checkpoint::SaveContents contents;
   contents.step = step_;
   contents.samples = step_ * p_.config.train.global_batch_size;

@@ -98,7 +98,7 @@ bool has_experts(const train::RunConfig& config) {
 
 std::string short_name_of(const Layout& layout) {
   std::string text = fmt::format("dp {}", layout.dp);
-  if (layout.tp > 1) text += fmt::format(" tp {}{}", layout.tp, layout.sequence_parallel ? "" : " (tokens whole)");
+  if (layout.tp > 1) text += fmt::format(" tp {}{}", layout.tp, layout.sequence_parallel ? "" : " nosp");
   text += fmt::format(" ep {}", layout.ep);
   if (layout.etp > 1) text += fmt::format(" etp {}", layout.etp);
   return text + (layout.zero > 0 ? fmt::format(" zero {}", layout.zero) : "");
@@ -144,20 +144,29 @@ LayoutPlan plan_layouts(const train::RunConfig& config, int64_t ranks, const std
   with_layout(config, plan.reference);
   if (!obstacle.empty()) plan.skipped.push_back({"canonical", obstacle});
 
-  const auto add = [&](const Layout& layout) {
-    if (layout.ep > 1 && layout.dispatch == DispatchType::kLocal) return;
-    if (layout != plan.reference) plan.layouts.push_back(layout);
-    if (layout.ranks() == 1) return;  // nothing to shard
-    plan.layouts.push_back(layout);
-    plan.layouts.back().zero = 1;
-  };
-  for (Layout layout : meshes(ranks, moe))
-    for (const Reduction reduction : reductions(config, layout, obstacle.empty(), plan.skipped))
-      for (const auto dispatch : dispatchers)
-        for (const auto executor : executors) {
-          layout.reduction = reduction, layout.dispatch = dispatch, layout.executor = executor;
-          add(layout);
-        }
+  for (Layout layout : meshes(ranks, moe)) {
+    const auto possible = reductions(config, layout, obstacle.empty(), plan.skipped);
+    if (possible.empty()) continue;
+    // Every reduction and zero with the plainest exchange; the other exchanges once, with the strictest of them.
+    const auto plain = !moe ? DispatchType::kAuto : layout.ep > 1 ? DispatchType::kAllToAll : DispatchType::kLocal;
+    const int64_t most_zero = layout.ranks() > 1 ? 1 : 0;
+    layout.dispatch = plain;
+    for (const Reduction reduction : possible) {
+      for (int64_t zero = 0; zero <= most_zero; ++zero) {
+        layout.reduction = reduction, layout.zero = zero;
+        if (layout != plan.reference) plan.layouts.push_back(layout);
+      }
+    }
+    layout.reduction = possible[0], layout.zero = most_zero;
+    for (const auto dispatch : dispatchers) {
+      for (const auto executor : executors) {
+        const bool done = dispatch == plain && executor == ExecutorType::kSequential;
+        if (done || (layout.ep > 1 && dispatch == DispatchType::kLocal)) continue;
+        layout.dispatch = dispatch, layout.executor = executor;
+        plan.layouts.push_back(layout);
+      }
+    }
+  }
   return plan;
 }
 

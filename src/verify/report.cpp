@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "config/fields.h"
 
@@ -15,7 +16,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kColumns =
-    "  {:<16} {:<9} {:<12} {:<11} {:>7} {:>7} {:>8} {:>6} {:>5} {:>7} {:>7} {:>5}  {:<8} {}\n";
+    "  {:<28} {:<9} {:<12} {:<11} {:>7} {:>7} {:>8} {:>6} {:>5} {:>7} {:>7} {:>5}  {:<8} {}\n";
 
 std::string cell(const Row& row, Quantity quantity) {
   const Measure* measure = row.find(quantity);
@@ -32,6 +33,24 @@ std::string dispatch_of(const Layout& layout) {
 
 const char* verdict_of(const Row& row) { return !row.judged ? "flipped" : row.first ? "BROKEN" : "holds"; }
 
+// What is left out for one reason shares a line.
+std::string skipped_lines(const std::vector<Skipped>& skipped) {
+  constexpr size_t kNamed = 3;
+  std::vector<std::pair<std::string, std::vector<std::string>>> reasons;
+  for (const auto& one : skipped) {
+    auto known = std::find_if(reasons.begin(), reasons.end(), [&](const auto& r) { return r.first == one.why; });
+    if (known == reasons.end()) known = reasons.insert(reasons.end(), {one.why, {}});
+    known->second.push_back(one.what);
+  }
+  std::string text;
+  for (const auto& [why, what] : reasons) {
+    const auto named = std::span(what).first(std::min(kNamed, what.size()));
+    text += fmt::format("skipped: {}{}: {}\n", fmt::join(named, ", "),
+                        what.size() > kNamed ? fmt::format(" and {} more", what.size() - kNamed) : "", why);
+  }
+  return text;
+}
+
 Json to_json(const Measure& measure) {
   return {{"quantity", name_of(measure.quantity)}, {"step", measure.step + 1}, {"difference", measure.difference},
           {"same_bits", measure.same_bits},        {"where", measure.where},   {"rank", measure.rank}};
@@ -39,7 +58,10 @@ Json to_json(const Measure& measure) {
 
 Json to_json(const Row& row) {
   Json json{{"dp", row.layout.dp},
+            {"tp", row.layout.tp},
+            {"sequence_parallel", row.layout.sequence_parallel},
             {"ep", row.layout.ep},
+            {"etp", row.layout.etp},
             {"zero", row.layout.zero},
             {"reduction", config::enum_name(row.layout.reduction)},
             {"dispatch", dispatch_of(row.layout)},
@@ -65,7 +87,7 @@ std::string heading(const train::RunConfig& config, const LayoutPlan& plan, cons
       options.steps == 1 ? "" : "s", train.global_batch_size / train.micro_batch_size, train.micro_batch_size,
       config.data.seq_len, train.global_batch_size);
   text += fmt::format("compared with {}; = same bits, else the largest relative difference\n", name_of(plan.reference));
-  for (const auto& skipped : plan.skipped) text += fmt::format("skipped: {}: {}\n", skipped.what, skipped.why);
+  text += skipped_lines(plan.skipped);
   if (!plan.unbuilt.empty()) text += fmt::format("not built yet: {}\n", fmt::join(plan.unbuilt, ", "));
   text += "\n";
   return text + fmt::format(kColumns, "layout", "reduction", "dispatch", "executor", "loss", "norm", "gradient",

@@ -47,7 +47,7 @@ TEST(GradientReducerLaunchedTest, CanonicalHasTheBitsOfOneProcessForEveryEp) {
     const Mesh mesh(world, mesh_sizes(config, world.size()));
     const auto reducer = make_gradient_reducer<float>(
         Reduction::kCanonical,
-        {.dp = mesh.dp(), .edp = mesh.edp(), .ep = ep, .dense = Shards(dense), .expert = Shards(expert)});
+        {.dp = mesh.dp(), .edp = mesh.edp(), .sources = ep, .dense = Shards(dense), .expert = Shards(expert)});
     reducer->begin_step(micro_batches);
     const int64_t place = mesh.coordinate(Axis::kEp) * expert;
     for (int64_t m = 0; m < 4; ++m) {

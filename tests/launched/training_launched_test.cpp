@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Training over processes has the bits of one process: the body of tests/train/layout_test.cpp.
+// Training over processes has the bits of one process: the body of tests/train/layout_test.cpp; tensor parallelism is
+// as close to it as over threads.
 #include "launched/launched_world.h"
 #include "train/layout_runs.h"
 
@@ -12,6 +13,29 @@ TEST_P(TrainingLaunchedTest, CanonicalIsBitwiseAndFastIsClose) {
   const comm::Group world = launched_world().group();
   const Alone alone(GetParam());
   for (int64_t ep = 1; ep <= world.size(); ep *= 2) expect_layout_promise(world, {world.size(), ep}, GetParam(), alone);
+}
+
+// Two tensor-parallel ranks, experts over as many ranks as there are: close to one rank, and what canonical makes does
+// not depend on who holds the experts.
+TEST_P(TrainingLaunchedTest, TensorParallelStepIsClose) {
+  const comm::Group world = launched_world().group();
+  if (world.size() % 2 != 0) GTEST_SKIP() << "needs an even number of ranks";
+  LayoutCase wide = GetParam();
+  wide.change = [change = wide.change](train::RunConfig& config) {
+    config.train.micro_batch_size = 4;
+    change(config);
+  };
+  const LayoutOutcome alone = run_layout(comm::Group(), {}, wide, parallel::Reduction::kFast);
+  for (Layout layout :
+       {Layout{.ep = world.size(), .zero = 1, .tp = 2}, Layout{.ep = world.size() / 2, .tp = 2, .etp = 2},
+        Layout{.ep = 1, .tp = 2, .sequence_parallel = false}}) {
+    layout.dp = world.size() / 2;
+    expect_close(run_layout(world, layout, wide, parallel::Reduction::kFast), alone);
+  }
+  const Layout one{.dp = world.size() / 2, .ep = 1, .tp = 2},
+      other{.dp = world.size() / 2, .ep = 2, .zero = 1, .tp = 2};
+  expect_same(run_layout(world, one, wide, parallel::Reduction::kCanonical),
+              run_layout(world, other, wide, parallel::Reduction::kCanonical));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TrainingLaunchedTest, ::testing::ValuesIn(layout_cases()),

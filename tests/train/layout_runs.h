@@ -173,6 +173,7 @@ class RankRun {
   }
   const train::RunConfig& config() const { return config_; }
   nn::Parameters& parameters() { return model_.parameters(); }
+  const model::Transformer& model() const { return model_; }
   train::TrainStep& training() { return step_; }
 
  private:

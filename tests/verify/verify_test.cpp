@@ -50,7 +50,6 @@ std::string table(const std::vector<verify::Row>& rows) {
 struct ModelCase {
   std::string name;
   train::RunConfig (*config)();
-  size_t layouts;  // of up to four ranks
 };
 
 class VerifyRanks : public ::testing::TestWithParam<ModelCase> {};
@@ -58,9 +57,20 @@ class VerifyRanks : public ::testing::TestWithParam<ModelCase> {};
 TEST_P(VerifyRanks, EveryLayoutOfUpToFourRanksKeepsItsPromise) {
   const auto outcome = verify_on_threads(GetParam().config(), {.steps = 2});
   EXPECT_TRUE(verify::all_hold(outcome.rows)) << table(outcome.rows);
-  EXPECT_EQ(outcome.rows.size(), GetParam().layouts) << table(outcome.rows);
+  ASSERT_EQ(outcome.rows.size(), outcome.plan.layouts.size());
+  const bool moe = GetParam().name != "Dense";
+  const auto dispatch = moe ? moe::DispatchType::kAllToAll : moe::DispatchType::kAuto;
+  const int64_t ep = moe ? 2 : 1;
+  for (const Layout& wanted :
+       {Layout{.dp = 4, .ep = ep, .dispatch = dispatch, .zero = 1},
+        Layout{.dp = 2, .ep = ep, .dispatch = dispatch, .tp = 2},
+        Layout{.dp = 2, .ep = 1, .dispatch = dispatch, .zero = 1, .tp = 2, .etp = ep, .sequence_parallel = false}}) {
+    auto layout = wanted;
+    if (layout.tp > 1) layout.reduction = parallel::Reduction::kFast;  // of 12 tokens on a rank canonical is refused
+    EXPECT_THAT(outcome.plan.layouts, Contains(layout)) << name_of(layout);
+  }
   for (const auto& row : outcome.rows) {
-    const bool bitwise = row.layout.reduction == parallel::Reduction::kCanonical;
+    const bool bitwise = row.layout.reduction == parallel::Reduction::kCanonical && row.layout.tp == 1;
     EXPECT_EQ(row.promise, bitwise ? verify::Promise::kBitwise : verify::Promise::kClose);
     EXPECT_EQ(row.find(Quantity::kWeights) != nullptr, bitwise);
     EXPECT_EQ(row.find(Quantity::kCounts) == nullptr, GetParam().name == "Dense");
@@ -70,10 +80,10 @@ TEST_P(VerifyRanks, EveryLayoutOfUpToFourRanksKeepsItsPromise) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, VerifyRanks,
-                         ::testing::Values(ModelCase{"Dense", dense_model, 9},
-                                           ModelCase{"SoftmaxWithAux", softmax_aux_model, 31},
-                                           ModelCase{"SigmoidWithBias", sigmoid_bias_model, 31},
-                                           ModelCase{"Capacity", capacity_model, 31}),
+                         ::testing::Values(ModelCase{"Dense", dense_model},
+                                           ModelCase{"SoftmaxWithAux", softmax_aux_model},
+                                           ModelCase{"SigmoidWithBias", sigmoid_bias_model},
+                                           ModelCase{"Capacity", capacity_model}),
                          [](const auto& info) { return info.param.name; });
 
 struct FaultCase {
@@ -91,7 +101,8 @@ class VerifyFaultsRanks : public ::testing::TestWithParam<FaultCase> {};
 
 TEST_P(VerifyFaultsRanks, ArePointedAtWhereTheyBegin) {
   const auto outcome = verify_on_threads(sigmoid_bias_model(), {.ranks = 2, .steps = 1, .fault = GetParam().fault});
-  ASSERT_EQ(outcome.rows.size(), 15u);
+  ASSERT_EQ(outcome.rows.size(), outcome.plan.layouts.size());
+  ASSERT_GE(outcome.rows.size(), 12u);
   for (const auto& row : outcome.rows) {
     SCOPED_TRACE(table({row}));
     EXPECT_EQ(!row.first.has_value(), GetParam().harmless(row.layout));
@@ -150,9 +161,10 @@ TEST(VerifyLayouts, ShortMicroBatchesHaveNoCanonical) {
   auto config = verify::with_divisible_batch(softmax_aux_model(), 2);
   config.train.micro_batch_size = 1;
   const auto plan = verify::plan_layouts(config, 2, "");
-  EXPECT_THAT(plan.skipped, Contains(skipped("dp 2 ep 1 canonical", "at least 16 tokens")));
+  EXPECT_THAT(plan.skipped, Contains(skipped("dp 2 ep 1 canonical", "at least 16 tokens of a micro-batch")));
   EXPECT_EQ(plan.reference.reduction, parallel::Reduction::kFast);
-  EXPECT_EQ(plan.layouts.size(), 7u);
+  for (const auto& layout : plan.layouts) EXPECT_EQ(layout.reduction, parallel::Reduction::kFast);
+  EXPECT_GE(plan.layouts.size(), 5u);
 }
 
 TEST(VerifyLayouts, WithoutCanonicalEverythingIsComparedWithFast) {
@@ -160,7 +172,7 @@ TEST(VerifyLayouts, WithoutCanonicalEverythingIsComparedWithFast) {
   const auto plan = verify::plan_layouts(config, 2, "bits of a row move");
   EXPECT_THAT(plan.skipped, Contains(skipped("canonical", "bits of a row move")));
   EXPECT_EQ(plan.reference.reduction, parallel::Reduction::kFast);
-  EXPECT_EQ(plan.layouts.size(), 7u);
+  EXPECT_GE(plan.layouts.size(), 5u);
   for (const auto& layout : plan.layouts) EXPECT_EQ(verify::promise_of(layout), verify::Promise::kClose);
 }
 

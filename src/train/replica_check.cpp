@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/replica_check.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "checkpoint/digest.h"
+
+namespace conclave::train {
+namespace {
+
+using parallel::Axis;
+
+struct Copy {
+  std::string name;
+  checkpoint::Digest digest;
+};
+
+std::vector<Copy> copies(const nn::Parameters& parameters, bool expert, bool whole_only) {
+  std::vector<Copy> all;
+  for (const auto& parameter : parameters.all()) {
+    if (parameter.expert != expert) continue;
+    int64_t begin = parameter.offset;
+    for (const auto& part : parameter.parts) {
+      const int64_t count = nn::element_count(part.held());
+      const Tensor held = parameters.flat(expert).narrow(0, begin, count);
+      begin += count;
+      if (whole_only && !part.whole()) continue;
+      all.push_back({part.name, checkpoint::xxh3(std::as_bytes(elements<float>(held)))});
+    }
+  }
+  return all;
+}
+
+// Members that do not have what most have; with two of two minds, both.
+std::vector<int64_t> odd_ones(const std::vector<checkpoint::Digest>& digests) {
+  const auto votes = [&](const checkpoint::Digest& d) { return std::count(digests.begin(), digests.end(), d); };
+  const auto most = *std::max_element(digests.begin(), digests.end(),
+                                      [&](const auto& a, const auto& b) { return votes(a) < votes(b); });
+  const bool majority = 2 * votes(most) > std::ssize(digests);
+  std::vector<int64_t> odd;
+  for (size_t i = 0; i < digests.size(); ++i)
+    if (!majority || digests[i] != most) odd.push_back(static_cast<int64_t>(i));
+  return odd;
+}
+
+void compare(const parallel::Mesh& mesh, Axis axis, const std::vector<Copy>& mine) {
+  const comm::Group& holders = mesh.group(axis);
+  if (holders.size() == 1) return;
+  std::vector<checkpoint::Digest> own, all(mine.size() * holders.size());
+  for (const Copy& copy : mine) own.push_back(copy.digest);
+  holders.all_gather(std::span<const checkpoint::Digest>(own), std::span<checkpoint::Digest>(all));
+  const auto ranks = parallel::members_of(axis, mesh.world().rank(), mesh.sizes());
+  for (size_t i = 0; i < mine.size(); ++i) {
+    std::vector<checkpoint::Digest> digests;
+    for (int r = 0; r < holders.size(); ++r) digests.push_back(all[r * mine.size() + i]);
+    if (std::equal(digests.begin() + 1, digests.end(), digests.begin())) continue;
+    std::vector<int64_t> odd = odd_ones(digests);
+    for (int64_t& member : odd) member = ranks[member];
+    throw NumericError(
+        "copies of {} are no longer equal on the ranks of {} ({}): rank{} {} differ{}\n  A bit flipped in memory, or a "
+        "machine computes wrongly. Nothing was saved since; continue from the last checkpoint, without that machine if "
+        "it happens again.",
+        mine[i].name, parallel::name_of(axis), fmt::join(ranks, ", "), odd.size() == 1 ? "" : "s", fmt::join(odd, ", "),
+        odd.size() == 1 ? "s" : "");
+  }
+}
+
+}  // namespace
+
+void check_replicas(const model::Transformer& model) {
+  compare(model.mesh(), Axis::kDp, copies(model.parameters(), false, false));
+  compare(model.mesh(), Axis::kTp, copies(model.parameters(), false, true));
+  compare(model.mesh(), Axis::kEdp, copies(model.parameters(), true, false));
+}
+
+}  // namespace conclave::train
