@@ -128,7 +128,7 @@ StepBench bench_step(comm::World& world, const train::RunConfig& config, const S
   bench.threads = rank_threads(world.cores());
   at::set_num_threads(bench.threads);
   const auto group = world.group(config.comm.backend);
-  const parallel::Mesh mesh(group, parallel::mesh_sizes(config.parallel, group.size()));
+  const parallel::Mesh mesh(group, config.parallel);
   model::Transformer model(train::transformer_config(config), mesh);
   Rows rows;
   if (options.reference.empty()) {

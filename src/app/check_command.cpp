@@ -2,10 +2,14 @@
 #include "app/check_command.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <memory>
 #include <set>
+#include <span>
 
+#include "parallel/mesh.h"
 #include "train/memory_plan.h"
 
 namespace conclave::app {
@@ -13,15 +17,30 @@ namespace {
 
 using train::RunConfig;
 
-std::string layout_line(const RunConfig& config) {
-  const parallel::ParallelConfig& mesh = config.parallel;
+// "0 1 2 3", or the first few of many.
+std::string few(const std::vector<int64_t>& ranks) {
+  constexpr size_t kShown = 8;
+  const auto shown = std::span(ranks).first(std::min(kShown, ranks.size()));
+  return fmt::format("{}{}", fmt::join(shown, " "), ranks.size() > kShown ? fmt::format(" ... {}", ranks.back()) : "");
+}
+
+std::string layout_lines(const RunConfig& config) {
+  using parallel::Axis;
   const int64_t ranks = train::world_size(config);
+  const auto sizes = parallel::mesh_sizes(config.parallel, ranks);
+  const auto& mesh = config.parallel;
   std::string text = fmt::format("layout: {} rank{} = pp {} x dp {} x cp {} x tp {}", ranks, ranks == 1 ? "" : "s",
                                  mesh.pp, *mesh.dp, mesh.cp, mesh.tp);
-  if (!config.moe.enabled) return text + "\n";
-  const int64_t replicas = *mesh.dp * mesh.cp * mesh.tp / (mesh.ep * mesh.etp);
-  if (mesh.etp > 1) text += fmt::format("; width of an expert over etp {}", mesh.etp);
-  return text + fmt::format("; experts over ep {}, each on {} rank{}\n", mesh.ep, replicas, replicas == 1 ? "" : "s");
+  if (config.moe.enabled)
+    text += fmt::format("; experts over ep {}{}, each on {} rank{}", mesh.ep,
+                        mesh.etp > 1 ? fmt::format(" x etp {}", mesh.etp) : "", sizes[Axis::kEdp],
+                        sizes[Axis::kEdp] == 1 ? "" : "s");
+  text += "\n";
+  std::vector<std::string> groups;
+  for (const Axis axis : {Axis::kDp, Axis::kTp, Axis::kEdp, Axis::kEp, Axis::kEtp})
+    if (sizes[axis] > 1)
+      groups.push_back(fmt::format("{} {}", name_of(axis), few(parallel::members_of(axis, 0, sizes))));
+  return groups.empty() ? text : text + fmt::format("groups of rank 0: {}\n", fmt::join(groups, "; "));
 }
 
 std::string expert_lines(const RunConfig& config, const model::ModelShape& shape) {
@@ -78,7 +97,7 @@ std::string check_report(const CheckOptions& options) {
   const RunConfig& config = loaded.config;
   const model::ModelShape shape = model::model_shape(config.model, config.moe);
   std::string text =
-      layout_line(config) + expert_lines(config, shape) + batch_line(config) + memory_lines(config, shape);
+      layout_lines(config) + expert_lines(config, shape) + batch_line(config) + memory_lines(config, shape);
   for (const std::string& warning : loaded.warnings) text += "warning: " + warning + "\n";
   return text + options.config.file + ": no problems found\n";
 }

@@ -33,7 +33,7 @@ OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, L
   overrides.push_back({config::Override::Kind::kSet,
                        fmt::format("train.global_batch_size={}", world.size() * trained.train.micro_batch_size)});
   opened.config = train::load_config(file, overrides, {world.size(), train::Purpose::kTrain, false}).config;
-  opened.mesh = parallel::Mesh(world, parallel::mesh_sizes(opened.config.parallel, world.size()));
+  opened.mesh = parallel::Mesh(world, opened.config.parallel);
   opened.model = std::make_unique<model::Transformer>(train::transformer_config(opened.config), opened.mesh);
   checkpoint::ResumeRequest request;
   request.check_config = false;

@@ -76,7 +76,7 @@ int train_in(comm::World& world, const TrainOptions& options) {
   at::set_num_threads(threads);
   require_canonical(config, threads);
   const auto group = world.group(config.comm.backend);
-  const parallel::Mesh mesh(group, parallel::mesh_sizes(config.parallel, group.size()));
+  const parallel::Mesh mesh(group, config.parallel);
   data::BatchLoader batches(loader_options(config, mesh));
   std::optional<data::ValidationLoader> validation;
   if (!config.data.valid.empty()) validation.emplace(loader_options(config, mesh), config.eval.batches);

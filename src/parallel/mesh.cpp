@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "core/error.h"
 
 namespace conclave::parallel {
@@ -63,8 +65,8 @@ std::vector<MeshProblem> mesh_problems(const ParallelConfig& c, int64_t world) {
   for (const auto& [name, size] : axes)
     if (size < 1 || size > kMostRanks)
       problems.push_back({fmt::format("parallel.{}", name), fmt::format("{} is no number of ranks", size)});
-  if (c.rank_order != ParallelConfig{}.rank_order)
-    problems.push_back({"parallel.rank_order", "only [pp, dp, cp, tp] is there"});
+  if (!is_rank_order(c.rank_order))
+    problems.push_back({"parallel.rank_order", "names each of pp, dp, cp and tp once, slowest first"});
   if (!problems.empty()) return problems;
   const std::optional<int64_t> stage = stage_size(c, world, problems);
   const int64_t expert = c.ep * c.etp;
@@ -117,7 +119,30 @@ std::vector<int64_t> members_of(Axis axis, int64_t rank, const AxisValues& sizes
   return members;
 }
 
+bool is_rank_order(const std::vector<std::string>& order) {
+  std::vector<std::string> names;
+  for (const Axis axis : kDenseView) names.emplace_back(name_of(axis));
+  return std::is_permutation(order.begin(), order.end(), names.begin(), names.end());
+}
+
+int64_t number_of(int64_t rank, const AxisValues& sizes, const std::vector<std::string>& order) {
+  check(is_rank_order(order), "an order has every axis once");
+  std::array<Axis, 4> view{};
+  for (size_t i = 0; i < view.size(); ++i)
+    view[i] = *std::find_if(kDenseView.begin(), kDenseView.end(), [&](Axis axis) { return order[i] == name_of(axis); });
+  AxisValues coordinates;
+  set_coordinates(coordinates, rank, sizes, view);
+  return rank_at(coordinates, sizes, Axis::kDp);
+}
+
 Mesh::Mesh() { sizes_.values.fill(1); }
+
+Mesh::Mesh(const comm::Group& world, const ParallelConfig& config)
+    : Mesh(config.rank_order == ParallelConfig().rank_order
+               ? world
+               : world.split(
+                     0, static_cast<int>(number_of(world.rank(), mesh_sizes(config, world.size()), config.rank_order))),
+           mesh_sizes(config, world.size())) {}
 
 Mesh::Mesh(const comm::Group& world, const AxisValues& sizes)
     : world_(world), sizes_(sizes), coordinates_(coordinates_of(world.rank(), sizes)) {

@@ -49,6 +49,11 @@ std::vector<MeshProblem> mesh_problems(const ParallelConfig& config, int64_t wor
 AxisValues mesh_sizes(const ParallelConfig& config, int64_t world);
 
 AxisValues coordinates_of(int64_t rank, const AxisValues& sizes);
+// The number, in the order above, of the rank that `order` (axes of the dense view, slowest first) numbers `rank`: with
+// [tp, dp, cp, pp] tensor-parallel ranks are as far apart as they can be.
+int64_t number_of(int64_t rank, const AxisValues& sizes, const std::vector<std::string>& order);
+// Whether `order` names each axis of the dense view once.
+bool is_rank_order(const std::vector<std::string>& order);
 // The world ranks that differ from `rank` on `axis` only (of its view), in the order of that axis.
 std::vector<int64_t> members_of(Axis axis, int64_t rank, const AxisValues& sizes);
 
@@ -64,7 +69,11 @@ class Mesh {
   // Collective over `world`; compares size and members of every new group with the arithmetic and throws CommError when
   // the transport built another one.
   Mesh(const comm::Group& world, const AxisValues& sizes);
+  // What the configuration asks for. Ranks are numbered anew where parallel.rank_order says so. Throws ConfigError with
+  // all problems.
+  Mesh(const comm::Group& world, const ParallelConfig& config);
 
+  // All ranks, as the mesh numbers them.
   const comm::Group& world() const { return world_; }
   const comm::Group& group(Axis axis) const { return groups_[static_cast<int>(axis)]; }
   const comm::Group& dp() const { return group(Axis::kDp); }

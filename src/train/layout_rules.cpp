@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Mesh arithmetic: world = pp * dp * cp * tp, and ep * etp divides dp * cp * tp (docs: parallel axes).
 #include <bit>
+#include <numeric>
 
 #include "model/model_shape.h"
+#include "parallel/mesh.h"
 #include "train/config_rules.h"
 
 namespace conclave::train {
@@ -76,16 +78,17 @@ void check_tensor_axis(const RunConfig& config, Rules& rules) {
   rules.warn_if(tp == 1 && !config.parallel.sequence_parallel, {"parallel.sequence_parallel"},
                 "has no effect without parallel.tp: every rank has whole tokens");
   if (tp <= 1) return;
+  const int64_t heads = model.num_attention_heads, kv_heads = model.num_key_value_heads.value_or(heads);
+  const int64_t tokens = config.train.micro_batch_size * config.data.seq_len;
+  const std::string allowed = divisors(std::gcd(std::gcd(heads, kv_heads), tokens), [](int64_t) { return true; });
   const auto shared = [&](int64_t size, Rules::Keys keys, const char* what) {
-    rules.require(
-        divides(tp, size), keys,
-        fmt::format("{} {} cannot be shared by tp {} ranks ({} % {} = {})", size, what, tp, size, tp, size % tp));
+    rules.require(divides(tp, size), keys,
+                  fmt::format("{} {} cannot be shared by tp {} ranks ({} % {} = {}); tp may be {}", size, what, tp,
+                              size, tp, size % tp, allowed));
   };
-  shared(model.num_attention_heads, {"parallel.tp", "model.num_attention_heads"}, "attention heads");
-  shared(model.num_key_value_heads.value_or(model.num_attention_heads), {"parallel.tp", "model.num_key_value_heads"},
-         "key/value heads");
-  shared(config.train.micro_batch_size * config.data.seq_len, {"parallel.tp", "data.seq_len", "train.micro_batch_size"},
-         "tokens of a micro-batch");
+  shared(heads, {"parallel.tp", "model.num_attention_heads"}, "attention heads");
+  shared(kv_heads, {"parallel.tp", "model.num_key_value_heads"}, "key/value heads");
+  shared(tokens, {"parallel.tp", "data.seq_len", "train.micro_batch_size"}, "tokens of a micro-batch");
   rules.require(model.vocab_size >= tp, {"parallel.tp", "model.vocab_size"},
                 fmt::format("a vocabulary of {} leaves ranks of tp {} without a token", model.vocab_size, tp));
 }
@@ -121,6 +124,8 @@ void check_batch(const RunConfig& config, Rules& rules) {
 }  // namespace
 
 void check_layout(const RunConfig& config, Rules& rules) {
+  rules.require(parallel::is_rank_order(config.parallel.rank_order), {"parallel.rank_order"},
+                "must name each of pp, dp, cp and tp once, slowest first");
   check_world(config, rules);
   check_expert_axes(config, rules);
   check_tensor_axis(config, rules);

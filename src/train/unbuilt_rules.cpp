@@ -47,8 +47,6 @@ void check_parallel_keys(const RunConfig& config, Rules& rules) {
   rules.require(mesh.zero == 0 || mesh.zero == 1, {"parallel.zero"}, "must be 0 or 1");
   only(rules, "parallel.executor", mesh.executor, {parallel::ExecutorType::kSequential});
   rules.unbuilt(mesh.chunks != parallel::ParallelConfig().chunks, "parallel.chunks", "the chunked executor; remove it");
-  rules.unbuilt(mesh.rank_order != parallel::ParallelConfig().rank_order, "parallel.rank_order",
-                "other orders than [pp, dp, cp, tp]");
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ std::vector<std::byte> part_of(const std::vector<std::byte>& whole, const parall
 
 RankRun::RankRun(const comm::Group& world, const RankSetup& setup)
     : config_(setup.config),
-      mesh_(world, parallel::mesh_sizes(config_.parallel, world.size())),
+      mesh_(world, config_.parallel),
       damage_({setup.fault, config_.parallel.zero > 0}, mesh_, setup.truth != nullptr ? *setup.truth : none_),
       model_(model_config(setup), mesh_),
       step_(config_, mesh_, model_, failpoints_, setup.fault == Fault::kNone ? nullptr : &damage_) {}

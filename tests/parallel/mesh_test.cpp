@@ -131,9 +131,33 @@ TEST(MeshTest, LayoutsThatCannotBeAreRefusedWithTheirKey) {
   odd.tp = 3;
   EXPECT_THAT(first(odd, 4), HasSubstr("does not divide the 4 ranks"));
   ParallelConfig order;
-  order.rank_order = {"dp", "pp", "cp", "tp"};
+  order.rank_order = {"dp", "pp", "cp", "dp"};
   EXPECT_THAT(first(order, 1), HasSubstr("parallel.rank_order"));
   EXPECT_THROW(mesh_sizes(odd, 4), ConfigError);
+}
+
+TEST(MeshTest, AnotherRankOrderMovesRanksAndNothingElse) {
+  const AxisValues sizes = mesh_sizes(config_of(1, 4, 1, 2, 1, 1), 8);
+  std::set<int64_t> numbers;
+  for (int64_t rank = 0; rank < 8; ++rank) {
+    EXPECT_EQ(number_of(rank, sizes, ParallelConfig().rank_order), rank);
+    numbers.insert(number_of(rank, sizes, {"pp", "tp", "cp", "dp"}));
+  }
+  EXPECT_EQ(std::ssize(numbers), 8);
+  // tp slowest: ranks 1 and 5 share a micro-batch.
+  EXPECT_EQ(number_of(1, sizes, {"tp", "pp", "cp", "dp"}), 2);
+  EXPECT_EQ(number_of(5, sizes, {"tp", "pp", "cp", "dp"}), 3);
+}
+
+TEST(MeshRanksTest, RankOrderDecidesWhoSharesAMicroBatch) {
+  test::run_ranks(4, [](const comm::Group& world) {
+    ParallelConfig config = config_of(1, 2, 1, 2, 1, 1);
+    const Mesh near(world, config);
+    config.rank_order = {"tp", "pp", "cp", "dp"};
+    const Mesh far(world, config);
+    EXPECT_THAT(near.tp().all_gather_value(world.rank()), ElementsAre(world.rank() / 2 * 2, world.rank() / 2 * 2 + 1));
+    EXPECT_THAT(far.tp().all_gather_value(world.rank()), ElementsAre(world.rank() % 2, world.rank() % 2 + 2));
+  });
 }
 
 TEST(MeshRanksTest, GroupsHaveTheMembersOfTheArithmetic) {

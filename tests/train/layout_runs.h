@@ -145,7 +145,7 @@ class RankRun {
           const std::string& failpoints = "")
       : config_(config_of(layout, layout_case, reduction)),
         padding_(layout_case.padding),
-        mesh_(world, parallel::mesh_sizes(config_.parallel, layout.ranks())),
+        mesh_(world, config_.parallel),
         model_(model_config(config_), mesh_),
         failpoints_(failpoints, world.rank()),
         step_(config_, mesh_, model_, failpoints_) {
