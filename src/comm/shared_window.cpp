@@ -5,6 +5,7 @@
 #include <atomic>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "core/error.h"
 
@@ -114,6 +115,7 @@ struct SharedWindow::State {
   Group group;
   std::shared_ptr<SharedMemory> board;
   int64_t turns = 0;
+  int64_t wanted = 0;        // to grow by with the next turn
   mutable std::mutex mutex;  // of what follows: a tensor may be dropped by another thread
   std::vector<Segment> segments;
   std::vector<Leaving> leaving;
@@ -156,6 +158,12 @@ std::shared_ptr<SharedWindow::Block> SharedWindow::allocate(int64_t bytes) const
   return nullptr;
 }
 
+std::shared_ptr<SharedWindow::Block> SharedWindow::allocate_or_grow_later(int64_t bytes) const {
+  auto block = allocate(bytes);
+  if (!block) state_->wanted = std::max(state_->wanted, rounded(bytes));
+  return block;
+}
+
 std::shared_ptr<SharedWindow::Block> SharedWindow::find(const void* data) const {
   const std::lock_guard lock(state_->mutex);
   const auto block = state_->live.find(static_cast<const std::byte*>(data));
@@ -170,7 +178,7 @@ SharedWindow::Turn SharedWindow::open(std::shared_ptr<Block> own, int64_t bytes)
   if (before > 0) state_->wait_for_all(&Slot::closed, before);
   slot.segment = turn.own ? turn.own->segment_ : -1;
   slot.offset = turn.own ? turn.own->offset_ : 0;
-  slot.lacking = turn.own ? 0 : rounded(bytes);
+  slot.lacking = std::max(turn.own ? 0 : rounded(bytes), std::exchange(state_->wanted, 0));
   if (turn.own) turn.own->last_turn_ = turn.number;
   tell(slot.opened, turn.number);
   return turn;

@@ -59,6 +59,8 @@ class SharedWindow {
 
   // Local. Null where there is no room now.
   std::shared_ptr<Block> allocate(int64_t bytes) const;
+  // The same, and the window grows for the likes of it at the next meet().
+  std::shared_ptr<Block> allocate_or_grow_later(int64_t bytes) const;
   // The block that begins at `data`, if there is one.
   std::shared_ptr<Block> find(const void* data) const;
 

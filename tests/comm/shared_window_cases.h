@@ -129,6 +129,30 @@ inline void stops_growing(const comm::Group& group) {
   EXPECT_LE(window.bytes(), (int64_t{1} << 20) + 4 * largest[0]);
 }
 
+inline void grows_for_what_found_no_room(const comm::Group& group) {
+  const comm::SharedWindow window(group);
+  const int64_t bytes = int64_t{3} << 20;
+  // One rank wants more; all grow, and its next try succeeds.
+  const bool wants = group.rank() == 0;
+  EXPECT_FALSE(wants ? window.allocate_or_grow_later(bytes) : window.allocate(bytes));
+  auto turn = window.open(nullptr, 64);
+  window.meet(turn);
+  EXPECT_GE(window.bytes(), bytes);
+  const int64_t grown = window.bytes();
+  window.written(turn);
+  window.await(turn);
+  window.close(turn);
+  turn.own.reset();
+  group.barrier();
+  const auto block = window.allocate_or_grow_later(bytes);
+  EXPECT_TRUE(block);
+  auto next = window.open(block, bytes);
+  window.meet(next);
+  EXPECT_EQ(window.bytes(), grown);
+  window.close(next);
+  group.barrier();
+}
+
 inline void joins_holes_that_touch(const comm::Group& group) {
   const comm::SharedWindow window(group);
   const int64_t third = int64_t{1} << 18;
@@ -158,6 +182,7 @@ inline const std::vector<GroupCase>& shared_window_cases() {
       {"KeepsManyTurnsApart", keeps_many_turns_apart},
       {"LeavesBlocksAloneUntilAllHaveRead", leaves_blocks_alone_until_all_have_read},
       {"StopsGrowing", stops_growing},
+      {"GrowsForWhatFoundNoRoom", grows_for_what_found_no_room},
       {"JoinsHolesThatTouch", joins_holes_that_touch},
   };
   return cases;
