@@ -8,6 +8,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "app/bench_dispatch.h"
 #include "app/bench_step.h"
 #include "app/config_options.h"
 #include "app/gemm_speed.h"
@@ -21,6 +22,8 @@ namespace {
 struct BenchOptions {
   ConfigOptions config;
   StepBenchOptions step;
+  DispatchBenchOptions dispatch;
+  int64_t exchanges = -1;
   std::string json;
 };
 
@@ -59,9 +62,15 @@ int bench_gemm(const BenchOptions& options) {
   return 0;
 }
 
-void write_json(const std::string& path, const StepBench& bench) {
+void write_text(const std::string& path, const std::string& text) {
   std::ofstream out(path);
-  out << nlohmann::json{{"seconds", bench.seconds},
+  out << text << "\n";
+  out.flush();
+  if (!out) throw IoError("cannot write {}: check the directory and the space left", path);
+}
+
+std::string json_of(const StepBench& bench) {
+  return nlohmann::json{{"seconds", bench.seconds},
                         {"losses", bench.losses},
                         {"reference_losses", bench.reference_losses},
                         {"ceiling_gflops", bench.ceiling_gflops},
@@ -69,10 +78,7 @@ void write_json(const std::string& path, const StepBench& bench) {
                         {"tokens_per_step", bench.tokens},
                         {"flops_per_token", bench.flops_per_token},
                         {"threads", bench.threads}}
-             .dump(2)
-      << "\n";
-  out.flush();
-  if (!out) throw IoError("cannot write {}: check the directory and the space left", path);
+      .dump(2);
 }
 
 int bench_step_in(comm::World& world, const BenchOptions& options) {
@@ -80,7 +86,19 @@ int bench_step_in(comm::World& world, const BenchOptions& options) {
   const auto bench = bench_step(world, config, options.step);
   if (world.rank() != 0) return 0;
   fmt::print("{}: {}", options.config.file, step_report(bench, config, world.size()));
-  if (!options.json.empty()) write_json(options.json, bench);
+  if (!options.json.empty()) write_text(options.json, json_of(bench));
+  return 0;
+}
+
+int bench_dispatch_in(comm::World& world, const BenchOptions& options) {
+  if (options.exchanges >= 0) {
+    run_exchanges(world, options.dispatch, options.exchanges);
+    return 0;
+  }
+  const auto bench = bench_dispatch(world, options.dispatch);
+  if (world.rank() != 0) return 0;
+  fmt::print("{}", dispatch_report(bench));
+  if (!options.json.empty()) write_text(options.json, dispatch_json(bench));
   return 0;
 }
 
@@ -113,6 +131,36 @@ void add_step(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std
   });
 }
 
+void add_dispatch(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std::function<int()>& run) {
+  auto* command = bench.add_subcommand(
+      "dispatch", "token exchange: every dispatcher against pack, MPI_Alltoallv and regroup, on the ranks of mpirun");
+  auto& dispatch = options->dispatch;
+  const auto list = [&](const char* name, std::vector<int64_t>& values, const char* text) {
+    command->add_option(name, values, text)->delimiter(',')->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  };
+  list("--tokens", dispatch.tokens, "tokens of a rank, one or more numbers");
+  list("--width", dispatch.widths, "numbers in a token's row");
+  list("--top-k", dispatch.top_k, "experts for each token");
+  command->add_option("--experts", dispatch.experts, "experts of all ranks together")->check(CLI::Range(1, 1 << 16));
+  command->add_option("--repeats", dispatch.repeats, "timed repetitions")->check(CLI::Range(1, 100000));
+  command->add_option("--skew", dispatch.skew, "how unequal experts are liked: 0 = equally, 1 = e-fold is usual")
+      ->check(CLI::Range(0.0, 10.0));
+  auto* only = command->add_option("--only", dispatch.only, "one dispatcher, e.g. shared");
+  command
+      ->add_option("--exchanges", options->exchanges,
+                   "make so many exchanges by --only and print nothing: for counting bytes on links")
+      ->needs(only)
+      ->check(CLI::Range(0, 1 << 20));
+  command->add_option("--json", options->json, "write the figures to this file as well");
+  command->footer("Example: mpirun -n 2 conclave bench dispatch --tokens 512,4096 --width 256,512 --top-k 2,8");
+  command->callback([options, &run] {
+    run = [options] {
+      keep_memory();
+      return comm::run_world([&](comm::World& world) { return bench_dispatch_in(world, *options); });
+    };
+  });
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& app, std::function<int()>& run) {
@@ -122,6 +170,7 @@ void add_bench_command(CLI::App& app, std::function<int()>& run) {
   command->footer("Example: conclave bench step configs/presets/small-mixtral.yaml");
   add_gemm(*command, options, run);
   add_step(*command, options, run);
+  add_dispatch(*command, options, run);
 }
 
 }  // namespace conclave::app

@@ -94,6 +94,7 @@ int train_in(comm::World& world, const TrainOptions& options) {
 
   comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank(), world.activity());
   model::Transformer model(train::transformer_config(config), mesh);
+  if (!model.dispatch_reason().empty()) log->info("dispatch {}", model.dispatch_reason());
   train::TrainStep step(config, mesh, model, failpoints);
   train::Trainer trainer({config, mesh, model, step, batches, validation ? &*validation : nullptr, store, environment,
                           watchdog, failpoints, *log});

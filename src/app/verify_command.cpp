@@ -38,6 +38,14 @@ train::RunConfig model_of(const ConfigOptions& options) {
   return load_without_data(plain, 1);
 }
 
+// Ranks of several hosts share no memory.
+void leave_out_shared(const comm::Group& group, verify::LayoutPlan& plan) {
+  const auto hosts = group.hosts();
+  if (hosts == std::vector<int>(hosts.size(), 0)) return;
+  const auto is_shared = [](const verify::Layout& layout) { return layout.dispatch == moe::DispatchType::kShared; };
+  if (std::erase_if(plan.layouts, is_shared) > 0) plan.skipped.push_back({"shared", "the ranks are on several hosts"});
+}
+
 verify::RunRanks rank_runner(const comm::Group& world) {
   if (world.size() == 1) return comm::run_thread_ranks;
   return [&world](int ranks, const std::function<void(const comm::Group&)>& body) {
@@ -97,7 +105,8 @@ int verify_in(comm::World& world, const VerifyCommand& command) {
   verify::require_possible(options.fault, config, options.ranks);
   const auto group = world.group(config.comm.backend);
   const auto obstacle = canonical_obstacle(group, config, options.threads);
-  const auto plan = verify::plan_layouts(config, options.ranks, obstacle);
+  auto plan = verify::plan_layouts(config, options.ranks, obstacle);
+  leave_out_shared(group, plan);
   check_costs(world, config, plan, options);
   if (world.rank() == 0) {
     const std::string transport = world.size() == 1 ? "threads" : group.transport_name();

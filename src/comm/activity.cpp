@@ -53,6 +53,18 @@ class ObservedTransport : public Transport {
       work->finish();
     });
   }
+  std::vector<int> hosts() override {
+    const Inside inside(*activity_, "hosts");
+    return transport_->hosts();
+  }
+  std::shared_ptr<SharedMemory> share(int64_t bytes) override {
+    const Inside inside(*activity_, "share");
+    return transport_->share(bytes);
+  }
+  void wait_until(const std::function<bool()>& done) override {
+    const Inside inside(*activity_, "shared window");
+    transport_->wait_until(done);
+  }
   void abort(int code, const std::string& reason) override { transport_->abort(code, reason); }
 
  private:

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <thread>
 
+#include "comm/private_memory.h"
 #include "core/error.h"
 
 namespace conclave::comm {
@@ -31,6 +33,13 @@ class SelfTransport : public Transport {
                           std::span<const int64_t>) override {
     copy(send, recv);
     return {};
+  }
+  std::vector<int> hosts() override { return {0}; }
+  std::shared_ptr<SharedMemory> share(int64_t bytes) override {
+    return std::make_shared<PrivateMemory>(std::vector{make_owned_bytes(bytes)});
+  }
+  void wait_until(const std::function<bool()>& done) override {
+    while (!done()) std::this_thread::yield();
   }
   void abort(int, const std::string& reason) override { throw CommError("{}", reason); }
 };
@@ -60,6 +69,12 @@ Group Group::split(int color, int key) const {
 }
 
 void Group::barrier() const { transport_->barrier(); }
+std::vector<int> Group::hosts() const { return transport_->hosts(); }
+std::shared_ptr<SharedMemory> Group::share(int64_t bytes) const {
+  check(bytes > 0, "shared memory has a size");
+  return transport_->share(bytes);
+}
+void Group::wait_until(const std::function<bool()>& done) const { transport_->wait_until(done); }
 void Group::abort(int code, const std::string& reason) const { transport_->abort(code, reason); }
 
 void Group::all_reduce(std::span<float> data, Reduce op) const {

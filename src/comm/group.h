@@ -37,6 +37,15 @@ class Work {
   std::function<void()> finish_;
 };
 
+// Memory of every rank of a group that all of its ranks read and write. Whoever uses it orders the accesses, with
+// atomics that lie in it; see shared_window.h.
+class SharedMemory {
+ public:
+  virtual ~SharedMemory() = default;
+  // As this rank sees it; starts on a 64-byte boundary, zero at first.
+  virtual std::span<std::byte> region(int rank) const = 0;
+};
+
 // What a transport implements: one object per rank and group. Sizes are bytes; Group has already checked that they fit
 // together. Verbs throw CommError when a peer or the network is lost.
 class Transport {
@@ -56,6 +65,13 @@ class Transport {
   // send_bytes[r] bytes go to rank r, packed in rank order; recv_bytes[r] come from rank r.
   virtual Work start_all_to_all_v(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
                                   std::span<std::byte> recv, std::span<const int64_t> recv_bytes) = 0;
+  // For each rank the lowest rank on the same host. Collective.
+  virtual std::vector<int> hosts() = 0;
+  // `bytes`, the same on every rank, for each of them. Collective; freed collectively as well. Throws CommError where
+  // the ranks are on several hosts or the host has no room.
+  virtual std::shared_ptr<SharedMemory> share(int64_t bytes) = 0;
+  // Returns when done() does, which peers bring about in shared memory. Keeps this rank's own transfers going.
+  virtual void wait_until(const std::function<bool()>& done) = 0;
   // Ends the whole job at once, every rank, with `code`. Does not return for processes; thread ranks poison the group,
   // so that the others throw CommError instead of waiting.
   virtual void abort(int code, const std::string& reason) = 0;
@@ -73,6 +89,10 @@ class Group {
   Group split(int color, int key) const;
 
   void barrier() const;
+  // See Transport.
+  std::vector<int> hosts() const;
+  std::shared_ptr<SharedMemory> share(int64_t bytes) const;
+  void wait_until(const std::function<bool()>& done) const;
   // Ends every rank of the job with `code`; see Transport::abort. The group of one throws CommError.
   void abort(int code, const std::string& reason) const;
 

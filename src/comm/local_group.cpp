@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <thread>
 
 #include "comm/local_meeting.h"
+#include "comm/private_memory.h"
 #include "core/error.h"
 
 namespace conclave::comm {
@@ -142,6 +144,32 @@ class LocalTransport : public Transport {
     });
   }
 
+  std::vector<int> hosts() override {
+    std::vector<int> first(size());
+    for (int r = 0; r < size(); ++r)
+      for (first[r] = 0; hub_->host(first[r]) != hub_->host(r);) ++first[r];
+    return first;
+  }
+
+  std::shared_ptr<SharedMemory> share(int64_t bytes) override {
+    auto own = make_owned_bytes(bytes);
+    const auto visit = start(fmt::format("share({} bytes)", bytes), {.data = reinterpret_cast<std::byte*>(&own)});
+    const Operation& operation = visit->enter();
+    std::vector<std::shared_ptr<OwnedBytes>> all;
+    for (int r = 0; r < size(); ++r)
+      all.push_back(*reinterpret_cast<const std::shared_ptr<OwnedBytes>*>(operation.postings[r].data));
+    visit->finish();
+    return std::make_shared<PrivateMemory>(std::move(all));
+  }
+
+  void wait_until(const std::function<bool()>& done) override {
+    constexpr int kLooksBetweenChecks = 64;
+    for (int looks = 1; !done(); ++looks) {
+      if (looks % kLooksBetweenChecks == 0) hub_->throw_if_lost();
+      std::this_thread::yield();
+    }
+  }
+
   void abort(int, const std::string& reason) override {
     hub_->fail(fmt::format("rank {} failed: {}", hub_->world_rank(rank_), reason));
   }
@@ -158,11 +186,15 @@ class LocalTransport : public Transport {
 
 }  // namespace
 
-std::vector<std::shared_ptr<Transport>> make_local_world(int size) {
+std::vector<std::shared_ptr<Transport>> make_local_world(int size, std::vector<int> hosts) {
   check(size >= 1, "a world has at least one rank");
+  check(hosts.empty() || std::ssize(hosts) == size, "one host per rank");
   std::vector<int> ranks(size);
   for (int r = 0; r < size; ++r) ranks[r] = r;
-  const auto hub = std::make_shared<Hub>(std::make_shared<Meeting>(), ranks);
+  hosts.resize(size);
+  const auto meeting = std::make_shared<Meeting>();
+  meeting->hosts = std::move(hosts);
+  const auto hub = std::make_shared<Hub>(meeting, ranks);
   std::vector<std::shared_ptr<Transport>> transports;
   for (const int rank : ranks) transports.push_back(std::make_shared<LocalTransport>(hub, rank));
   return transports;

@@ -43,6 +43,7 @@ struct Meeting {
   std::mutex mutex;
   std::condition_variable changed;
   std::string failure;
+  std::vector<int> hosts;  // of each rank of the world
 };
 
 // The meeting point of one group. Operations are numbered in the order of the calls, which is the same on every rank.
@@ -53,6 +54,12 @@ class Hub {
 
   int size() const { return static_cast<int>(world_ranks_.size()); }
   int world_rank(int rank) const { return world_ranks_[rank]; }
+  int host(int rank) const { return meeting_->hosts[world_ranks_[rank]]; }
+
+  void throw_if_lost() const {
+    const std::lock_guard lock(meeting_->mutex);
+    throw_if_failed();
+  }
 
   void fail(const std::string& reason) {
     const std::lock_guard lock(meeting_->mutex);

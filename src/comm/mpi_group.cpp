@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <thread>
 
 #include "comm/mpi_error.h"
+#include "comm/mpi_shared_memory.h"
 #include "core/error.h"
 
 namespace conclave::comm {
@@ -187,6 +189,33 @@ class MpiTransport : public Transport {
     if (send_bytes[rank_] > 0)
       std::memcpy(recv.data() + to[rank_], send.data() + from[rank_], static_cast<size_t>(send_bytes[rank_]));
     return Work([exchange = std::move(exchange)] { exchange->finish(); });
+  }
+
+  std::vector<int> hosts() override {
+    MPI_Comm part = MPI_COMM_NULL;
+    must(MPI_Comm_split_type(comm_->get(), MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &part), "MPI_Comm_split_type",
+         comm_->get());
+    const Communicator host(part);
+    std::vector<int> first(size_, rank_);
+    must(MPI_Bcast(&first[rank_], 1, MPI_INT, 0, host.get()), "MPI_Bcast", host.get());
+    must(MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, first.data(), 1, MPI_INT, comm_->get()), "MPI_Allgather",
+         comm_->get());
+    return first;
+  }
+
+  std::shared_ptr<SharedMemory> share(int64_t bytes) override { return make_mpi_shared_memory(comm_->get(), bytes); }
+
+  // A peer may wait for the end of a message of this rank before it does what is waited for here, and Open MPI moves
+  // messages only inside its calls.
+  void wait_until(const std::function<bool()>& done) override {
+    constexpr int kLooksBeforeYield = 200;
+    for (int looks = 0; !done(); ++looks) {
+      if (looks < kLooksBeforeYield) continue;
+      int found = 0;
+      must(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_->get(), &found, MPI_STATUS_IGNORE), "MPI_Iprobe",
+           comm_->get());
+      std::this_thread::yield();
+    }
   }
 
   void abort(int code, const std::string&) override {

@@ -28,8 +28,9 @@ class MpiSession {
 // tests.
 struct MpiLimits {
   int64_t collective_bytes = int64_t{1} << 30;
-  // All-to-all pieces: short enough to overlap with work on the first ones, long enough to fill a link.
-  int64_t piece_bytes = int64_t{1} << 20;
+  // All-to-all pieces: short enough that one direction's handshakes do not queue behind the other's bulk, long enough
+  // to fill a link.
+  int64_t piece_bytes = int64_t{256} << 10;
 };
 
 // All processes of the job, over a communicator of its own. Needs a live MpiSession; collective.

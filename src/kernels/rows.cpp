@@ -2,6 +2,7 @@
 #include "kernels/rows.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "core/error.h"
 #include "kernels/arguments.h"
@@ -33,6 +34,42 @@ void gather_rows(const Tensor& src_TD, std::span<const int32_t> rows, Tensor& ds
   });
 }
 
+namespace {
+
+// How many rows ahead a sum asks memory for: rows lie far apart, and hardware prefetchers stop at the end of a page.
+constexpr int32_t kRowsAhead = 2;
+
+template <typename T>
+void prefetch_row(const T* row, int64_t n) {
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < n; i += line) __builtin_prefetch(row + i);
+}
+
+// y[t] (+)= row(offsets[t]) + ... in that order; row(i) points to the i-th row of all.
+template <typename T, typename Row>
+void sum_token_rows(std::span<const int32_t> offsets, const Row& row, bool accumulate, Tensor& y_TD) {
+  const int64_t tokens = y_TD.size(0), n = y_TD.size(1);
+  const int64_t per_token = tokens == 0 ? 1 : 1 + offsets.back() / tokens;
+  const auto add = loops<T>().add;
+  T* y = y_TD.mutable_data_ptr<T>();
+  for_rows(tokens, per_token * n, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const int32_t first = offsets[t], last = offsets[t + 1];
+      if (!accumulate && first == last) std::fill_n(y + t * n, n, T{0});
+      for (int32_t i = first; i < last; ++i) {
+        if (i + kRowsAhead < offsets[end]) prefetch_row(row(i + kRowsAhead), n);
+        if (i == first && !accumulate) {
+          std::copy_n(row(i), n, y + t * n);
+        } else {
+          add(y + t * n, row(i), n);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
 void sum_rows(const Tensor& src_ND, std::span<const int32_t> token_offsets, std::span<const int32_t> token_rows,
               bool accumulate, Tensor& y_TD) {
   const char* name = "sum_rows";
@@ -46,21 +83,38 @@ void sum_rows(const Tensor& src_ND, std::span<const int32_t> token_offsets, std:
         "sum_rows: token_offsets must start at 0 and never fall");
   check_count(name, "token_rows", static_cast<int64_t>(token_rows.size()), token_offsets.back());
   for (const int32_t row : token_rows) check_index(name, "token_rows", row, rows);
-  const int64_t per_token = tokens == 0 ? 1 : 1 + token_offsets.back() / tokens;
   with_type(src_ND, [&](auto zero) {
     using T = decltype(zero);
-    const auto add = loops<T>().add;
     const T* src = src_ND.const_data_ptr<T>();
-    T* y = y_TD.mutable_data_ptr<T>();
-    for_rows(tokens, per_token * n, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        int32_t j = token_offsets[t];
-        const int32_t last = token_offsets[t + 1];
-        if (!accumulate && j == last) std::fill_n(y + t * n, n, T{0});
-        if (!accumulate && j < last) std::copy_n(src + token_rows[j++] * n, n, y + t * n);
-        for (; j < last; ++j) add(y + t * n, src + token_rows[j] * n, n);
-      }
-    });
+    sum_token_rows<T>(
+        token_offsets, [&](int32_t i) { return src + token_rows[i] * n; }, accumulate, y_TD);
+  });
+}
+
+void sum_placed_rows(std::span<const Tensor> sources, std::span<const int32_t> token_offsets,
+                     std::span<const RowPlace> token_places, Tensor& y_TD) {
+  const char* name = "sum_placed_rows";
+  check_tensors(name, {{y_TD, "y_TD"}});
+  check_dimensions(name, {y_TD, "y_TD"}, 2);
+  const int64_t tokens = y_TD.size(0), n = y_TD.size(1);
+  for (const Tensor& source : sources) {
+    check_tensors(name, {{y_TD, "y_TD"}, {source, "source"}});
+    check_sizes(name, {source, "source"}, {source.size(0), n});
+  }
+  check_count(name, "token_offsets", static_cast<int64_t>(token_offsets.size()), tokens + 1);
+  check(token_offsets.front() == 0 && std::is_sorted(token_offsets.begin(), token_offsets.end()),
+        "sum_placed_rows: token_offsets must start at 0 and never fall");
+  check_count(name, "token_places", static_cast<int64_t>(token_places.size()), token_offsets.back());
+  for (const RowPlace place : token_places) {
+    check_index(name, "token_places", place.tensor, static_cast<int64_t>(sources.size()));
+    check_index(name, "token_places", place.row, sources[place.tensor].size(0));
+  }
+  with_type(y_TD, [&](auto zero) {
+    using T = decltype(zero);
+    std::vector<const T*> bases;
+    for (const Tensor& source : sources) bases.push_back(source.const_data_ptr<T>());
+    const auto row = [&](int32_t i) { return bases[token_places[i].tensor] + token_places[i].row * n; };
+    sum_token_rows<T>(token_offsets, row, false, y_TD);
   });
 }
 

@@ -19,6 +19,15 @@ void gather_rows(const Tensor& src_TD, std::span<const int32_t> rows, Tensor& ds
 void sum_rows(const Tensor& src_ND, std::span<const int32_t> token_offsets, std::span<const int32_t> token_rows,
               bool accumulate, Tensor& y_TD);
 
+// A row of one of several tensors.
+struct RowPlace {
+  int32_t tensor, row;
+};
+
+// sum_rows over rows that lie in several tensors of equal width: the bits are those of the tensors in one.
+void sum_placed_rows(std::span<const Tensor> sources, std::span<const int32_t> token_offsets,
+                     std::span<const RowPlace> token_places, Tensor& y_TD);
+
 // y[t] += bias.
 void add_bias(Tensor& y_TO, const Tensor& bias_O);
 

@@ -11,19 +11,30 @@ namespace conclave::model {
 Transformer::Transformer(const TransformerConfig& config, const parallel::Mesh& mesh)
     : shape_(model_shape(config.model, config.moe)),
       mesh_(mesh),
-      dispatcher_(
-          moe::Dispatcher::over_expert_parts(config.make_dispatcher(config.moe.dispatch, mesh.ep()), mesh.etp())),
       balancer_(config.moe.balance, config.moe.router.score) {
+  moe::DispatchNeeds needs{.bitwise = config.bitwise_dispatch};
   for (size_t l = 0; l < shape_.layers.size(); ++l) {
     if (!shape_.layers[l].moe) continue;
+    needs.top_k = std::max(needs.top_k, shape_.layers[l].top_k);
     moe_layers_.push_back(static_cast<int>(l));
     moe::BalanceState state;
     if (config.moe.balance.bias.update_rate > 0) state.bias_E = at::zeros({shape_.layers[l].num_experts});
     balance_.push_back(std::move(state));
   }
+  make_dispatcher(config, needs);
   TransformerBuilder(*this, config).build();
   stage_memory_ = plan_memory(stages_, config.memory.recompute);
   parameters_.allocate(config.dtype, config.seed);
+}
+
+void Transformer::make_dispatcher(const TransformerConfig& config, const moe::DispatchNeeds& needs) {
+  moe::DispatchConfig dispatch = config.moe.dispatch;
+  // A dense model exchanges nothing.
+  auto [type, reason] =
+      choose_dispatcher(moe_layers_.empty() ? moe::DispatchType::kAllToAll : dispatch.type, needs, mesh_.ep());
+  dispatch.type = type;
+  dispatch_reason_ = std::move(reason);
+  dispatcher_ = moe::Dispatcher::over_expert_parts(config.make_dispatcher(dispatch, mesh_.ep()), mesh_.etp());
 }
 
 const moe::Decision& Transformer::decision(nn::Frame& frame, int moe_layer) const {

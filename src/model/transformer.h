@@ -12,6 +12,7 @@
 #include "moe/balancer.h"
 #include "moe/choices.h"
 #include "moe/dispatcher.h"
+#include "moe/dispatcher_choice.h"
 #include "moe/route_stage.h"
 #include "nn/stage.h"
 #include "parallel/mesh.h"
@@ -25,6 +26,7 @@ struct TransformerConfig {
   bool document_mask = false;
   bool sequence_parallel = true;
   uint64_t seed = 1;
+  bool bitwise_dispatch = false;  // `moe.dispatch.type: auto` keeps the order of sums
   at::ScalarType dtype = at::kFloat;
   // For those who check a model from outside (verify/): who sees every expert choice of training and outlives the
   // model, and what makes the dispatcher.
@@ -36,7 +38,7 @@ struct TransformerConfig {
 class Transformer {
  public:
   // Builds, allocates and initialises this rank's part: heads, widths and vocabulary are spread over the mesh's tp, the
-  // experts of a layer over ep, an expert's width over etp. Collective only in forward and backward.
+  // experts of a layer over ep, an expert's width over etp. Collective, as are forward and backward.
   explicit Transformer(const TransformerConfig& config, const parallel::Mesh& mesh = {});
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;
@@ -51,6 +53,8 @@ class Transformer {
   // MoE layers in order: the layer's number in the model, its balancing state, and where a frame keeps its Decision.
   const std::vector<int>& moe_layers() const { return moe_layers_; }
   std::vector<moe::BalanceState>& balance() { return balance_; }
+  // Why `moe.dispatch.type: auto` became what it is, one line; empty where it did not choose.
+  const std::string& dispatch_reason() const { return dispatch_reason_; }
   const moe::Balancer& balancer() const { return balancer_; }
   const moe::Decision& decision(nn::Frame& frame, int moe_layer) const;
   moe::Balancer::View balance_view(nn::Frame& frame, std::vector<const moe::RouterStatistics*>& storage) const;
@@ -64,11 +68,13 @@ class Transformer {
 
  private:
   friend class TransformerBuilder;
+  void make_dispatcher(const TransformerConfig& config, const moe::DispatchNeeds& needs);
 
   ModelShape shape_;
   parallel::Mesh mesh_;
   nn::Parameters parameters_;
   nn::SlotNames slots_;
+  std::string dispatch_reason_;
   std::unique_ptr<moe::Dispatcher> dispatcher_;
   std::vector<moe::BalanceState> balance_;
   moe::Balancer balancer_;

@@ -49,8 +49,11 @@ Rows ExpertStage::arrived(nn::Frame& frame) const { return {frame.value(slots_.r
 
 void ExpertStage::forward(nn::Frame& frame) {
   auto& saved = frame.saved<Experts::Saved>(index());
-  const auto& segments = frame.object_as<DispatchPlan>(slots_.plan).segments;
-  frame.value(slots_.results) = experts_.forward(segments, arrived(frame), saved);
+  const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
+  const Rows rows = arrived(frame);
+  Tensor results = plan.empty_results(rows.rows);
+  experts_.forward(plan.segments, rows, saved, results);
+  frame.value(slots_.results) = results;
   if (!frame.training()) frame.forget(index());
 }
 
@@ -60,11 +63,13 @@ void ExpertStage::forward_again(nn::Frame& frame) {
 }
 
 void ExpertStage::backward_input(nn::Frame& frame) {
-  const auto& segments = frame.object_as<DispatchPlan>(slots_.plan).segments;
-  Rows gradients = experts_.backward_input(segments, arrived(frame), frame.grad(slots_.results),
-                                           frame.saved<Experts::Saved>(index()));
-  frame.add_grad(slots_.rows, gradients.rows);
-  frame.add_grad(slots_.gates, gradients.scalars);
+  const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
+  const Rows rows = arrived(frame);
+  Tensor drows = plan.empty_results(rows.rows);
+  const Tensor dgates = experts_.backward_input(plan.segments, rows, frame.grad(slots_.results),
+                                                frame.saved<Experts::Saved>(index()), drows);
+  frame.add_grad(slots_.rows, drows);
+  frame.add_grad(slots_.gates, dgates);
 }
 
 void ExpertStage::backward_weight(nn::Frame& frame) {

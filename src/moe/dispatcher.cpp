@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "moe/dispatcher.h"
 
+#include <ATen/ops/empty_like.h>
+
 #include "core/error.h"
 
 namespace conclave::moe {
@@ -8,15 +10,31 @@ namespace conclave::moe {
 // One for each file in dispatchers/.
 std::unique_ptr<Dispatcher> local_dispatcher();
 std::unique_ptr<Dispatcher> all_to_all_dispatcher(const comm::Group& ep);
+std::unique_ptr<Dispatcher> shared_dispatcher(const comm::Group& ep);
+std::unique_ptr<Dispatcher> all_gather_dispatcher(const comm::Group& ep);
 
 std::unique_ptr<Dispatcher> Dispatcher::make(const DispatchConfig& config, const comm::Group& ep) {
   if (config.type == DispatchType::kLocal && ep.size() > 1)
     throw ConfigError("moe.dispatch.type: local needs parallel.ep = 1, but ep is {}; use auto or alltoall", ep.size());
-  if (config.type == DispatchType::kAllToAll || (config.type == DispatchType::kAuto && ep.size() > 1))
-    return all_to_all_dispatcher(ep);
-  check(config.type == DispatchType::kAuto || config.type == DispatchType::kLocal,
-        "other dispatchers are refused by the configuration");
-  return local_dispatcher();
+  switch (config.type) {
+    case DispatchType::kAuto:
+      return ep.size() == 1 ? local_dispatcher() : all_to_all_dispatcher(ep);
+    case DispatchType::kLocal:
+      return local_dispatcher();
+    case DispatchType::kAllToAll:
+      return all_to_all_dispatcher(ep);
+    case DispatchType::kShared:
+      return shared_dispatcher(ep);
+    case DispatchType::kHierarchical:
+      return hierarchical_dispatcher(ep, ep.hosts());
+    case DispatchType::kAllGather:
+      return all_gather_dispatcher(ep);
+  }
+  throw BugError("internal error: unknown dispatcher");
+}
+
+Tensor DispatchPlan::empty_results(const Tensor& rows_RD) const {
+  return make_results ? make_results(rows_RD) : at::empty_like(rows_RD);
 }
 
 void append_segments(std::span<const int32_t> counts_e, int source, int64_t first, DispatchPlan& plan) {

@@ -11,6 +11,7 @@
 // incl. padding, N pairs sent.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -28,6 +29,11 @@ struct Segment {
   int64_t rows = 0;    // incl. padding; a multiple of 16
 };
 
+// What only one dispatcher knows about its plan or transfer.
+struct DispatchDetails {
+  virtual ~DispatchDetails() = default;
+};
+
 // Where each row goes, from one routing and one exchange of counts; saved for backward, never computed again.
 struct DispatchPlan {
   const Routing* routing = nullptr;
@@ -39,11 +45,17 @@ struct DispatchPlan {
   std::vector<int32_t> place_of_N;                // inverse of source_of_R over what arrived
   std::vector<int64_t> send_counts, recv_counts;  // pairs for each rank of the group
   std::shared_ptr<const DispatchPlan> inner;      // of a dispatcher around another; recv_counts are then rows
+  std::shared_ptr<const DispatchDetails> details;
+  std::function<Tensor(const Tensor& rows_RD)> make_results;
+
+  // Memory for rows like `rows_RD` that are to be given back: where the dispatcher likes them best.
+  Tensor empty_results(const Tensor& rows_RD) const;
 };
 
 struct Transfer {
   Tensor send_rows, recv_rows, send_scalars, recv_scalars;
   std::vector<comm::Work> works;
+  std::shared_ptr<DispatchDetails> details;
 };
 
 struct Rows {
@@ -55,19 +67,25 @@ class Dispatcher {
   static constexpr int64_t kRowMultiple = 16;
 
   virtual ~Dispatcher() = default;
-  // Collective.
+  // Collective. Several plans and transfers may be under way at a time; all ranks start them in one order, and finish
+  // them in one. Rows that are given back are not written any more, other ranks may still read them.
   virtual DispatchPlan plan(const Routing& routing) const = 0;
   virtual Transfer start_send(const DispatchPlan& plan, const Tensor& x_TD, const Tensor& scalars_N) const = 0;
   virtual Rows finish_send(const DispatchPlan& plan, Transfer& transfer) const = 0;  // rows [R, D], scalars [R]
   virtual Transfer start_give_back(const DispatchPlan& plan, const Tensor& rows_RD, const Tensor& scalars_R) const = 0;
   virtual Rows finish_give_back(const DispatchPlan& plan, Transfer& transfer) const = 0;  // rows [T, D], scalars [N]
 
-  // `auto` is local for a group of one, alltoall otherwise.
+  // `auto` is local for a group of one, alltoall otherwise; dispatcher_choice.h knows better. Collective. Throws
+  // ConfigError where the ranks of `ep` are not where the dispatcher needs them.
   static std::unique_ptr<Dispatcher> make(const DispatchConfig& config, const comm::Group& ep);
   // `inner`, for experts whose width is spread over the ranks of `etp` (dispatchers/expert_tensor.cpp). A segment's
   // source is then (rank of ep) * etp + rank of etp.
   static std::unique_ptr<Dispatcher> over_expert_parts(std::unique_ptr<Dispatcher> inner, const comm::Group& etp);
 };
+
+// The hierarchical dispatcher as if the ranks were on other hosts: `hosts` has for each rank the lowest one on its
+// host. Collective.
+std::unique_ptr<Dispatcher> hierarchical_dispatcher(const comm::Group& ep, const std::vector<int>& hosts);
 
 // Adds the segments of one source, `counts_e` rows for each local expert in order; `first` is where they lie in what
 // arrived.

@@ -28,17 +28,15 @@ void Experts::pre_activations(std::span<const Segment> segments, const Rows& in,
   product(segments, in.rows, &ExpertWeights::gate_up_2FD, true, saved.h_R2F);
 }
 
-Tensor Experts::forward(std::span<const Segment> segments, const Rows& in, Saved& saved) const {
+void Experts::forward(std::span<const Segment> segments, const Rows& in, Saved& saved, Tensor& out_RD) const {
   pre_activations(segments, in, saved);
   Tensor act = at::empty({in.rows.size(0), saved.h_R2F.size(1) / 2}, in.rows.options());
   kernels::swiglu(saved.h_R2F, in.scalars, act);
-  Tensor out = at::empty_like(in.rows);
-  product(segments, act, &ExpertWeights::down_DF, true, out);
-  return out;
+  product(segments, act, &ExpertWeights::down_DF, true, out_RD);
 }
 
-Rows Experts::backward_input(std::span<const Segment> segments, const Rows& in, const Tensor& dout_RD,
-                             Saved& saved) const {
+Tensor Experts::backward_input(std::span<const Segment> segments, const Rows& in, const Tensor& dout_RD, Saved& saved,
+                               Tensor& din_RD) const {
   const int64_t R = dout_RD.size(0), F = saved.h_R2F.size(1) / 2;
   saved.dout_RD = dout_RD;
   Tensor dact = at::empty({R, F}, dout_RD.options());
@@ -47,9 +45,8 @@ Rows Experts::backward_input(std::span<const Segment> segments, const Rows& in, 
   kernels::swiglu_backward(dact, saved.h_R2F, in.scalars, inner);
   saved.dh_R2F = inner.dh_N2F;
   saved.act_RF = inner.out_NF;
-  Rows gradients{at::empty_like(in.rows), inner.dscale_N};
-  product(segments, saved.dh_R2F, &ExpertWeights::gate_up_2FD, false, gradients.rows);
-  return gradients;
+  product(segments, saved.dh_R2F, &ExpertWeights::gate_up_2FD, false, din_RD);
+  return inner.dscale_N;
 }
 
 void Experts::backward_weight(std::span<const Segment> segments, const Rows& in, const Saved& saved,

@@ -25,11 +25,12 @@ class Experts {
     Tensor dout_RD, dh_R2F, act_RF;  // from backward_input, for the weight gradients
   };
   // out = gate · (silu(x Wgᵀ) ⊙ x Wuᵀ) Wdᵀ for each row with its segment's expert.
-  Tensor forward(std::span<const Segment> segments, const Rows& in, Saved& saved) const;
+  void forward(std::span<const Segment> segments, const Rows& in, Saved& saved, Tensor& out_RD) const;
   // The part of forward that backward needs: saved.h.
   void pre_activations(std::span<const Segment> segments, const Rows& in, Saved& saved) const;
-  // Sets saved.dh and saved.act; returns the gradients of rows [R, D] and gates [R].
-  Rows backward_input(std::span<const Segment> segments, const Rows& in, const Tensor& dout_RD, Saved& saved) const;
+  // Sets saved.dh and saved.act and the gradient of the rows; returns that of the gates [R].
+  Tensor backward_input(std::span<const Segment> segments, const Rows& in, const Tensor& dout_RD, Saved& saved,
+                        Tensor& din_RD) const;
   void backward_weight(std::span<const Segment> segments, const Rows& in, const Saved& saved,
                        nn::Gradients& gradients) const;
 

@@ -122,7 +122,8 @@ struct DispatchConfig {
   std::string payload = "same";
 
   void fields(auto&& field) {
-    field("type", type, "token exchange: local within one rank, alltoall over parallel.ep");
+    field("type", type,
+          "token exchange over parallel.ep, see docs/parallel.md; auto = by ranks, hosts and experts per token");
     field("backward_rows", backward_rows, "keep the rows received for backward");
     field("payload", payload, "number format on the wire: same");
   }

@@ -167,7 +167,8 @@ model::TransformerConfig transformer_config(const RunConfig& config) {
           .memory = config.memory,
           .document_mask = config.data.document_mask,
           .sequence_parallel = config.parallel.sequence_parallel,
-          .seed = static_cast<uint64_t>(config.train.seed)};
+          .seed = static_cast<uint64_t>(config.train.seed),
+          .bitwise_dispatch = config.parallel.reduction == parallel::Reduction::kCanonical};
 }
 
 }  // namespace conclave::train

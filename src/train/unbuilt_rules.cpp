@@ -35,8 +35,6 @@ void check_moe_keys(const RunConfig& config, Rules& rules) {
   only(rules, "moe.capacity.policy", moe.capacity.policy,
        {moe::DropPolicy::kPosition, moe::DropPolicy::kSlot, moe::DropPolicy::kScore});
   rules.one_of("moe.experts.backend", moe.experts.backend, {"auto"});
-  only(rules, "moe.dispatch.type", moe.dispatch.type,
-       {moe::DispatchType::kAuto, moe::DispatchType::kLocal, moe::DispatchType::kAllToAll});
   rules.one_of("moe.dispatch.payload", moe.dispatch.payload, {"same"}, {"bf16", "fp8"});
 }
 

@@ -88,6 +88,12 @@ std::vector<Layout> meshes(int64_t ranks, bool moe) {
   return all;
 }
 
+// Local is for one rank of ep; most others have nothing to do there.
+bool fits(DispatchType dispatch, int64_t ep) {
+  if (ep > 1) return dispatch != DispatchType::kLocal;
+  return dispatch == DispatchType::kAuto || dispatch == DispatchType::kLocal || dispatch == DispatchType::kAllToAll;
+}
+
 bool has_experts(const train::RunConfig& config) {
   for (const auto& layer : model::model_shape(config.model, config.moe).layers)
     if (layer.moe) return true;
@@ -161,7 +167,7 @@ LayoutPlan plan_layouts(const train::RunConfig& config, int64_t ranks, const std
     for (const auto dispatch : dispatchers) {
       for (const auto executor : executors) {
         const bool done = dispatch == plain && executor == ExecutorType::kSequential;
-        if (done || (layout.ep > 1 && dispatch == DispatchType::kLocal)) continue;
+        if (done || !fits(dispatch, layout.ep)) continue;
         layout.dispatch = dispatch, layout.executor = executor;
         plan.layouts.push_back(layout);
       }

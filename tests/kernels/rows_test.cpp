@@ -68,6 +68,37 @@ TEST(RowsTest, SumsEachTokensRowsInTheGivenOrder) {
   }
 }
 
+TEST(RowsTest, SumOfPlacedRowsHasTheBitsOfOneTensor) {
+  for (const auto dtype : kBothTypes) {
+    for (const int64_t tokens : {0, 1, 3, 40}) {
+      const Combine combine(tokens, 9);
+      const Tensor src = random_tensor({9, 65}, dtype, 1);
+      const std::vector<Tensor> sources{src.narrow(0, 0, 2), src.narrow(0, 2, 0), src.narrow(0, 2, 7)};
+      std::vector<RowPlace> places;
+      for (const int32_t row : combine.token_rows) places.push_back(row < 2 ? RowPlace{0, row} : RowPlace{2, row - 2});
+      Tensor y = random_tensor({tokens, 65}, dtype, 2), expected = random_tensor({tokens, 65}, dtype, 3);
+      sum_rows(src, combine.offsets, combine.token_rows, false, expected);
+      sum_placed_rows(sources, combine.offsets, places, y);
+      expect_same_bits(y, expected, "sums");
+    }
+  }
+}
+
+TEST(RowsTest, SumOfPlacedRowsRefusesBrokenLists) {
+  const std::vector<Tensor> sources{random_tensor({3, 2}, at::kFloat, 1), random_tensor({1, 2}, at::kFloat, 1)};
+  Tensor y = at::empty({2, 2}, at::kFloat);
+  const auto sum = [&](std::vector<int32_t> offsets, std::vector<RowPlace> places) {
+    sum_placed_rows(sources, offsets, places, y);
+  };
+  sum({0, 1, 2}, {{0, 2}, {1, 0}});
+  EXPECT_THROW(sum({0, 1}, {{0, 0}}), BugError);
+  EXPECT_THROW(sum({0, 2, 1}, {{0, 0}}), BugError);
+  EXPECT_THROW(sum({0, 1, 2}, {{0, 0}}), BugError);
+  EXPECT_THROW(sum({0, 1, 2}, {{0, 0}, {1, 1}}), BugError);
+  EXPECT_THROW(sum({0, 1, 2}, {{0, 0}, {2, 0}}), BugError);
+  EXPECT_THROW(sum({0, 1, 2}, {{0, -1}, {1, 0}}), BugError);
+}
+
 TEST(RowsTest, SumRefusesBrokenLists) {
   const Tensor src = random_tensor({3, 2}, at::kFloat, 1);
   Tensor y = at::empty({2, 2}, at::kFloat);

@@ -17,17 +17,21 @@ using testing::MoeLayer;
 struct RanksCase {
   testing::Method method;
   int ranks;
+  moe::DispatchType dispatch;
 };
 
 std::vector<RanksCase> cases() {
   std::vector<RanksCase> all;
   for (const auto& method : testing::all_methods())
-    for (const int ranks : {2, 4}) all.push_back({method, ranks});
+    for (const int ranks : {2, 4})
+      for (const auto dispatch : {moe::DispatchType::kAllToAll, moe::DispatchType::kShared})
+        all.push_back({method, ranks, dispatch});
   return all;
 }
 
 std::string name_of(const ::testing::TestParamInfo<RanksCase>& info) {
-  return info.param.method.name + "On" + std::to_string(info.param.ranks);
+  return info.param.method.name + "On" + std::to_string(info.param.ranks) +
+         (info.param.dispatch == moe::DispatchType::kShared ? "Shared" : "");
 }
 
 constexpr int64_t kWidth = 9;
@@ -51,13 +55,17 @@ class LayerRanks : public ::testing::TestWithParam<RanksCase> {
  protected:
   // Compares every rank's results with one-rank layers, for a bias that may starve or overload experts.
   void compare(at::ScalarType dtype, const Tensor& bias) {
-    const auto& [method, ranks] = GetParam();
+    const auto& [method, ranks, dispatch] = GetParam();
     auto config = method.config();
+    config.dispatch.type = dispatch;
+    auto alone = method.config();
+    alone.dispatch.type = moe::DispatchType::kLocal;
     config.balance.losses = {{}, {.type = moe::LossType::kZ}};
     if (bias.defined()) config.balance.bias.update_rate = 1e-3;
+    alone.balance = config.balance;
     const testing::LayerSize size{method.experts, method.top_k, kWidth, 7};
     test::run_ranks(ranks, [&, n = ranks](const comm::Group& ep) {
-      MoeLayer layer(config, size, dtype, ep), local(config, size, dtype);
+      MoeLayer layer(config, size, dtype, ep), local(alone, size, dtype);
       for (auto* l : {&layer, &local})
         if (bias.defined()) l->state().bias_E.copy_(bias);
       const Input own = input_of(ep.rank(), dtype);

@@ -204,6 +204,9 @@ class SwappedSplit : public comm::Transport {
                                 std::span<const int64_t>) override {
     return {};
   }
+  std::vector<int> hosts() override { return real_.hosts(); }
+  std::shared_ptr<comm::SharedMemory> share(int64_t bytes) override { return real_.share(bytes); }
+  void wait_until(const std::function<bool()>& done) override { real_.wait_until(done); }
   void abort(int, const std::string&) override {}
 
  private:

@@ -21,8 +21,9 @@ namespace conclave::test {
 
 // What happened on each rank: null where the body returned.
 inline std::vector<std::exception_ptr> rank_outcomes(int ranks, const std::function<void(comm::Group)>& body,
-                                                     double hang_limit_seconds = 120) {
-  const auto transports = comm::make_local_world(ranks);
+                                                     double hang_limit_seconds = 120,
+                                                     const std::vector<int>& hosts = {}) {
+  const auto transports = comm::make_local_world(ranks, hosts);
   std::vector<std::exception_ptr> outcomes(ranks);
   std::mutex mutex;
   std::condition_variable changed;
@@ -55,10 +56,8 @@ inline std::vector<std::exception_ptr> rank_outcomes(int ranks, const std::funct
   return outcomes;
 }
 
-// Runs `body` on each of `ranks` threads with its group. Rethrows what the ranks threw: the lowest rank's own error if
-// there is one, otherwise a lost peer.
-inline void run_ranks(int ranks, const std::function<void(comm::Group)>& body, double hang_limit_seconds = 120) {
-  const std::vector<std::exception_ptr> outcomes = rank_outcomes(ranks, body, hang_limit_seconds);
+// Rethrows what the ranks threw: the lowest rank's own error if there is one, otherwise a lost peer.
+inline void rethrow_cause(const std::vector<std::exception_ptr>& outcomes) {
   std::exception_ptr lost_peer;
   for (const std::exception_ptr& outcome : outcomes) {
     if (!outcome) continue;
@@ -66,6 +65,16 @@ inline void run_ranks(int ranks, const std::function<void(comm::Group)>& body, d
     if (!lost_peer) lost_peer = outcome;
   }
   if (lost_peer) std::rethrow_exception(lost_peer);
+}
+
+// Runs `body` on each of `ranks` threads with its group, and throws what they threw.
+inline void run_ranks(int ranks, const std::function<void(comm::Group)>& body, double hang_limit_seconds = 120) {
+  rethrow_cause(rank_outcomes(ranks, body, hang_limit_seconds));
+}
+
+// The same with one rank for each of `hosts`, which number the hosts that the ranks are to be on.
+inline void run_ranks_on(const std::vector<int>& hosts, const std::function<void(comm::Group)>& body) {
+  rethrow_cause(rank_outcomes(static_cast<int>(hosts.size()), body, 120, hosts));
 }
 
 }  // namespace conclave::test

@@ -123,7 +123,6 @@ const std::vector<BadConfig> kUnbuilt = {
     {"ZeroTwo", "parallel: {zero: 2}\n", "3:18", "must be 0 or 1"},
     {"Executor", "parallel: {executor: chunked}\n", "3:22", "not built yet: 'chunked'; built so far: sequential"},
     {"Chunks", "parallel: {chunks: 8}\n", "3:20", "not built yet: the chunked executor"},
-    {"Dispatcher", "moe: {dispatch: {type: hierarchical}}\n", "3:24", "built so far: auto, local, alltoall"},
     {"Payload", "moe: {dispatch: {payload: fp8}}\n", "3:27", "not built yet: 'fp8'"},
     {"ExpertSets", "moe: {sets: [{num_experts: 8, top_k: 2}]}\n", "3:13",
      "expert sets of several sizes are not built yet"},

@@ -12,6 +12,7 @@
 #include <functional>
 #include <map>
 
+#include "config/fields.h"
 #include "support/tiny_models.h"
 #include "train/run_state.h"
 
@@ -20,9 +21,18 @@ namespace conclave::test {
 struct Layout {
   int64_t dp = 1, ep = 1, zero = 0, tp = 1, etp = 1;
   bool sequence_parallel = true;
+  moe::DispatchType dispatch = moe::DispatchType::kAuto;
 
   int ranks() const { return static_cast<int>(dp * tp); }
 };
+
+// Those that keep the bits, and those that add up per rank or host (contract: promises).
+inline std::vector<moe::DispatchType> bitwise_dispatchers() {
+  return {moe::DispatchType::kAllToAll, moe::DispatchType::kShared};
+}
+inline std::vector<moe::DispatchType> close_dispatchers() {
+  return {moe::DispatchType::kAllGather, moe::DispatchType::kHierarchical};
+}
 
 struct LayoutCase {
   std::string name;
@@ -185,6 +195,7 @@ class RankRun {
     config.parallel.etp = layout.etp;
     config.parallel.sequence_parallel = layout.sequence_parallel;
     config.parallel.zero = layout.zero;
+    config.moe.dispatch.type = layout.dispatch;
     config.parallel.reduction = reduction;
     train::resolve(config, layout.ranks());
     return config;
@@ -205,12 +216,13 @@ class RankRun {
 };
 
 // Trains on the ranks of `world`, one thread each unless `threads` says otherwise: all steps with reduction canonical,
-// one with fast. Collective.
+// one with fast; never more than `most_steps`. Collective.
 inline LayoutOutcome run_layout(const comm::Group& world, Layout layout, const LayoutCase& layout_case,
-                                parallel::Reduction reduction, int threads = 1) {
+                                parallel::Reduction reduction, int threads = 1, int64_t most_steps = 100) {
   RankRun run(world, layout, layout_case, reduction);
   at::set_num_threads(threads);
-  const int64_t steps = reduction == parallel::Reduction::kCanonical ? run.config().train.steps : 1;
+  const int64_t all_steps = reduction == parallel::Reduction::kCanonical ? run.config().train.steps : 1;
+  const int64_t steps = std::min(all_steps, most_steps);
   LayoutOutcome outcome;
   for (int64_t i = 0; i < steps; ++i) {
     const auto report = run.step(i);
@@ -273,19 +285,36 @@ inline void expect_close(const LayoutOutcome& got, const LayoutOutcome& expected
 struct Alone {
   explicit Alone(const LayoutCase& layout_case)
       : canonical(run_layout(comm::Group(), {}, layout_case, parallel::Reduction::kCanonical)),
+        canonical_step(run_layout(comm::Group(), {}, layout_case, parallel::Reduction::kCanonical, 1, 1)),
         fast(run_layout(comm::Group(), {}, layout_case, parallel::Reduction::kFast)) {}
-  LayoutOutcome canonical, fast;
+  LayoutOutcome canonical, canonical_step, fast;
 };
 
-// Both promises on the ranks of `world`, with and without sharded optimizer state.
+// Both promises on the ranks of `world`, with and without sharded optimizer state, for every dispatcher.
 inline void expect_layout_promise(const comm::Group& world, Layout layout, const LayoutCase& layout_case,
                                   const Alone& alone) {
   for (const int64_t zero : {0, 1}) {
     layout.zero = zero;
-    SCOPED_TRACE(
-        fmt::format("{}: dp {} ep {} zero {}, rank {}", layout_case.name, layout.dp, layout.ep, zero, world.rank()));
-    expect_same(run_layout(world, layout, layout_case, parallel::Reduction::kCanonical), alone.canonical);
-    expect_close(run_layout(world, layout, layout_case, parallel::Reduction::kFast), alone.fast);
+    const auto compare = [&](moe::DispatchType dispatch, bool bitwise) {
+      layout.dispatch = dispatch;
+      SCOPED_TRACE(fmt::format("{}: dp {} ep {} zero {} {}, rank {}", layout_case.name, layout.dp, layout.ep, zero,
+                               config::enum_name(dispatch), world.rank()));
+      if (bitwise) {
+        expect_same(run_layout(world, layout, layout_case, parallel::Reduction::kCanonical), alone.canonical);
+      } else {
+        // One step: afterwards the weights differ as AdamW makes them.
+        const auto one_step = run_layout(world, layout, layout_case, parallel::Reduction::kCanonical, 1, 1);
+        expect_close(one_step, alone.canonical_step);
+      }
+      expect_close(run_layout(world, layout, layout_case, parallel::Reduction::kFast), alone.fast);
+    };
+    const auto hosts = world.hosts();
+    const bool one_host = hosts == std::vector<int>(hosts.size(), 0);
+    for (const auto dispatch : bitwise_dispatchers())
+      if (dispatch != moe::DispatchType::kShared || one_host) compare(dispatch, true);
+    // What they do does not depend on who owns optimizer state.
+    if (zero == 1) continue;
+    for (const auto dispatch : close_dispatchers()) compare(dispatch, false);
   }
 }
 

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// A token crosses to each host once, however many of its experts live there: to the rank's partner on that host, which
+// forwards it to the owners. Results are added up on the host and cross back as one row for each token.
+//
+//   host A: rank 0, 1          host B: rank 2, 3
+//   0 ── tokens with experts on B, once ──> 2 ── rows ──> 2, 3        1 ──> 3 ──> 2, 3
+//   0 <── their sums over the experts of B ── 2 <── results ── 2, 3
+#include <ATen/ops/empty.h>
+
+#include <numeric>
+
+#include "kernels/rows.h"
+#include "moe/dispatchers/hierarchical_plan.h"
+
+namespace conclave::moe {
+namespace {
+
+Tensor picked(const Tensor& rows, const std::vector<int32_t>& order) {
+  Tensor result = at::empty({std::ssize(order), rows.size(1)}, rows.options());
+  kernels::gather_rows(rows, order, result);
+  return result;
+}
+
+Tensor summed(const Tensor& rows, const TokenSums& sums) {
+  Tensor result = at::empty({std::ssize(sums.offsets) - 1, rows.size(1)}, rows.options());
+  kernels::sum_rows(rows, sums.offsets, sums.rows, false, result);
+  return result;
+}
+
+// How many rows go to and come from each rank of a group.
+struct Lane {
+  std::vector<int64_t> send, recv;
+};
+
+class HierarchicalDispatcher : public Dispatcher {
+ public:
+  HierarchicalDispatcher(const comm::Group& ep, const std::vector<int>& hosts)
+      : ep_(ep), map_(hosts, ep.rank()), host_(ep.split(map_.host(), ep.rank())) {}
+
+  DispatchPlan plan(const Routing& routing) const override { return plan_hierarchical(ep_, host_, map_, routing); }
+
+  // Under way: source → forwarder, between hosts.
+  Transfer start_send(const DispatchPlan& plan, const Tensor& x_TD, const Tensor& scalars_N) const override {
+    const auto& lists = lists_of(plan);
+    Transfer transfer;
+    transfer.send_rows = picked(x_TD, lists.tokens_U);
+    transfer.recv_rows = start(ep_, transfer.send_rows, {lists.sent_tokens, lists.served_tokens}, transfer);
+    if (scalars_N.defined()) {
+      transfer.send_scalars = picked(scalars_N.view({-1, 1}), lists.pairs_P);
+      transfer.recv_scalars = start(ep_, transfer.send_scalars, {lists.sent_pairs, lists.served_pairs}, transfer);
+    }
+    return transfer;
+  }
+
+  Rows finish_send(const DispatchPlan& plan, Transfer& transfer) const override {
+    finish(transfer);
+    const auto& lists = lists_of(plan);
+    const Lane lane{lists.forwarded, lists.received};
+    const Tensor forward = picked(transfer.recv_rows, lists.forward_rows);
+    const Tensor rows = start(host_, forward, lane, transfer);
+    Tensor forward_scalars, scalars;
+    if (transfer.recv_scalars.defined()) {
+      forward_scalars = picked(transfer.recv_scalars, lists.forward_pairs);
+      scalars = start(host_, forward_scalars, lane, transfer);
+    }
+    finish(transfer);
+    return {picked(rows, plan.source_of_R),
+            scalars.defined() ? picked(scalars, plan.source_of_R).view({-1}) : Tensor()};
+  }
+
+  // Owner → forwarder is over when this returns; under way is forwarder → source, between hosts.
+  Transfer start_give_back(const DispatchPlan& plan, const Tensor& rows_RD, const Tensor& scalars_R) const override {
+    const auto& lists = lists_of(plan);
+    const Lane lane{lists.received, lists.forwarded};
+    Transfer transfer;
+    const Tensor rows = picked(rows_RD, lists.row_of_pair);
+    const Tensor collected = start(host_, rows, lane, transfer);
+    Tensor scalars, collected_scalars;
+    if (scalars_R.defined()) {
+      scalars = picked(scalars_R.view({-1, 1}), lists.row_of_pair);
+      collected_scalars = start(host_, scalars, lane, transfer);
+    }
+    finish(transfer);
+    transfer.send_rows = summed(collected, lists.partial);
+    transfer.recv_rows = start(ep_, transfer.send_rows, {lists.served_tokens, lists.sent_tokens}, transfer);
+    if (scalars_R.defined()) {
+      transfer.send_scalars = picked(collected_scalars, lists.forward_place);
+      transfer.recv_scalars = start(ep_, transfer.send_scalars, {lists.served_pairs, lists.sent_pairs}, transfer);
+    }
+    return transfer;
+  }
+
+  Rows finish_give_back(const DispatchPlan& plan, Transfer& transfer) const override {
+    finish(transfer);
+    const auto& lists = lists_of(plan);
+    Rows home{summed(transfer.recv_rows, lists.home), {}};
+    if (transfer.recv_scalars.defined()) home.scalars = picked(transfer.recv_scalars, lists.place_N).view({-1});
+    return home;
+  }
+
+ private:
+  static const HierarchicalPlan& lists_of(const DispatchPlan& plan) {
+    return static_cast<const HierarchicalPlan&>(*plan.details);
+  }
+  static void finish(Transfer& transfer) {
+    for (auto& work : transfer.works) work.finish();
+    transfer.works.clear();
+  }
+  // Returns where the rows will be.
+  static Tensor start(const comm::Group& group, const Tensor& rows, Lane lane, Transfer& transfer) {
+    const int64_t width = rows.size(1);
+    Tensor recv = at::empty({std::accumulate(lane.recv.begin(), lane.recv.end(), int64_t{0}), width}, rows.options());
+    for (auto* counts : {&lane.send, &lane.recv})
+      for (auto& n : *counts) n *= width;
+    by_dtype(rows, [&](auto zero) {
+      using T = decltype(zero);
+      transfer.works.push_back(group.start_all_to_all_v<T>(elements<T>(rows), lane.send, elements<T>(recv), lane.recv));
+    });
+    return recv;
+  }
+
+  comm::Group ep_;
+  HostMap map_;
+  comm::Group host_;
+};
+
+}  // namespace
+
+std::unique_ptr<Dispatcher> hierarchical_dispatcher(const comm::Group& ep, const std::vector<int>& hosts) {
+  return std::make_unique<HierarchicalDispatcher>(ep, hosts);
+}
+
+}  // namespace conclave::moe
