@@ -8,6 +8,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "app/bench_overlap.h"
 #include "app/bench_step.h"
 #include "app/config_options.h"
 #include "app/gemm_speed.h"
@@ -21,6 +22,7 @@ namespace {
 struct BenchOptions {
   ConfigOptions config;
   StepBenchOptions step;
+  OverlapOptions overlap;
   std::string json;
 };
 
@@ -59,18 +61,20 @@ int bench_gemm(const BenchOptions& options) {
   return 0;
 }
 
-void write_json(const std::string& path, const StepBench& bench) {
+nlohmann::json to_json(const StepBench& bench) {
+  return {{"seconds", bench.seconds},
+          {"losses", bench.losses},
+          {"reference_losses", bench.reference_losses},
+          {"ceiling_gflops", bench.ceiling_gflops},
+          {"ceiling_spread", bench.ceiling_spread},
+          {"tokens_per_step", bench.tokens},
+          {"flops_per_token", bench.flops_per_token},
+          {"threads", bench.threads}};
+}
+
+void write_json(const std::string& path, const nlohmann::json& json) {
   std::ofstream out(path);
-  out << nlohmann::json{{"seconds", bench.seconds},
-                        {"losses", bench.losses},
-                        {"reference_losses", bench.reference_losses},
-                        {"ceiling_gflops", bench.ceiling_gflops},
-                        {"ceiling_spread", bench.ceiling_spread},
-                        {"tokens_per_step", bench.tokens},
-                        {"flops_per_token", bench.flops_per_token},
-                        {"threads", bench.threads}}
-             .dump(2)
-      << "\n";
+  out << json.dump(2) << "\n";
   out.flush();
   if (!out) throw IoError("cannot write {}: check the directory and the space left", path);
 }
@@ -80,7 +84,16 @@ int bench_step_in(comm::World& world, const BenchOptions& options) {
   const auto bench = bench_step(world, config, options.step);
   if (world.rank() != 0) return 0;
   fmt::print("{}: {}", options.config.file, step_report(bench, config, world.size()));
-  if (!options.json.empty()) write_json(options.json, bench);
+  if (!options.json.empty()) write_json(options.json, to_json(bench));
+  return 0;
+}
+
+int bench_overlap_in(comm::World& world, const BenchOptions& options) {
+  const auto config = load_without_data(options.config, world.size());
+  const auto bench = bench_overlap(world, config, options.overlap);
+  if (world.rank() != 0) return 0;
+  fmt::print("{}: {}", options.config.file, overlap_report(bench));
+  if (!options.json.empty()) write_json(options.json, to_json(bench));
   return 0;
 }
 
@@ -113,6 +126,24 @@ void add_step(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std
   });
 }
 
+void add_overlap(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std::function<int()>& run) {
+  auto* command = bench.add_subcommand("overlap", "how much of the exchanges' time each executor hides");
+  add_config_options(*command, options->config);
+  command->add_option("--repetitions", options->overlap.repetitions, "of every measurement, in turns")
+      ->check(CLI::Range(1, 1000));
+  command->add_option("--json", options->json, "write the figures to this file as well");
+  command->footer(
+      "Needs ranks whose exchanges take about as long as the computation: two hosts, or a limited link.\n"
+      "Example: mpirun -n 2 --host h1,h2 conclave bench overlap configs/presets/small-mixtral.yaml --set "
+      "parallel.ep=2");
+  command->callback([options, &run] {
+    run = [options] {
+      keep_memory();
+      return comm::run_world([&](comm::World& world) { return bench_overlap_in(world, *options); });
+    };
+  });
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& app, std::function<int()>& run) {
@@ -122,6 +153,7 @@ void add_bench_command(CLI::App& app, std::function<int()>& run) {
   command->footer("Example: conclave bench step configs/presets/small-mixtral.yaml");
   add_gemm(*command, options, run);
   add_step(*command, options, run);
+  add_overlap(*command, options, run);
 }
 
 }  // namespace conclave::app

@@ -53,6 +53,7 @@ class ObservedTransport : public Transport {
       work->finish();
     });
   }
+  void poll() override { transport_->poll(); }
   void abort(int code, const std::string& reason) override { transport_->abort(code, reason); }
 
  private:

@@ -60,6 +60,7 @@ Group Group::split(int color, int key) const {
 }
 
 void Group::barrier() const { transport_->barrier(); }
+void Group::poll() const { transport_->poll(); }
 void Group::abort(int code, const std::string& reason) const { transport_->abort(code, reason); }
 
 void Group::all_reduce(std::span<float> data, Reduce op) const {

@@ -21,8 +21,7 @@ enum class Reduce { kSum, kMin, kMax };
 size_t bytes_of(DType dtype);
 
 // An operation under way. finish() waits for it; until then the caller neither writes the send buffer nor touches the
-// receive buffer. Finish works in the order they were started, on every rank. Only a rank that fails may drop one
-// unfinished.
+// receive buffer. Works are finished in the same order on every rank. Only a rank that fails may drop one unfinished.
 class Work {
  public:
   Work() = default;
@@ -56,6 +55,8 @@ class Transport {
   // send_bytes[r] bytes go to rank r, packed in rank order; recv_bytes[r] come from rank r.
   virtual Work start_all_to_all_v(std::span<const std::byte> send, std::span<const int64_t> send_bytes,
                                   std::span<std::byte> recv, std::span<const int64_t> recv_bytes) = 0;
+  // Moves transfers under way on; cheap, and not collective. Where they move by themselves, nothing.
+  virtual void poll() {}
   // Ends the whole job at once, every rank, with `code`. Does not return for processes; thread ranks poison the group,
   // so that the others throw CommError instead of waiting.
   virtual void abort(int code, const std::string& reason) = 0;
@@ -73,6 +74,9 @@ class Group {
   Group split(int color, int key) const;
 
   void barrier() const;
+  // Moves the transfers of this process on, those of other groups too. Not collective; cheap enough to be called
+  // between any two products.
+  void poll() const;
   // Ends every rank of the job with `code`; see Transport::abort. The group of one throws CommError.
   void abort(int code, const std::string& reason) const;
 

@@ -7,7 +7,7 @@
 #include <gtest/gtest.h>
 #include <malloc.h>
 
-#include "model/executor.h"
+#include "model/executors/sequential.h"
 #include "support/tiny_models.h"
 
 namespace conclave {
@@ -45,7 +45,7 @@ Kept kept_bytes(model::Recompute recompute, const Batch& batch) {
   nn::Gradients gradients{at::zeros_like(m.parameters().flat(false)), {at::zeros_like(m.parameters().flat(true))}};
   nn::Frame frame = m.frame(batch, &gradients);
   const int64_t before = bytes_in_use();
-  model::SequentialExecutor::forward(m, frame);
+  model::SequentialExecutor(m).forward(frame);
   Kept kept{.all = bytes_in_use() - before};
   nn::Frame counted = m.frame(batch, &gradients);
   int64_t start = 0;
