@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/bench_dispatch.h"
+#include "app/bench_overlap.h"
 #include "app/bench_step.h"
 #include "app/config_options.h"
 #include "app/gemm_speed.h"
@@ -24,6 +25,7 @@ struct BenchOptions {
   StepBenchOptions step;
   DispatchBenchOptions dispatch;
   int64_t exchanges = -1;
+  OverlapOptions overlap;
   std::string json;
 };
 
@@ -69,16 +71,15 @@ void write_text(const std::string& path, const std::string& text) {
   if (!out) throw IoError("cannot write {}: check the directory and the space left", path);
 }
 
-std::string json_of(const StepBench& bench) {
-  return nlohmann::json{{"seconds", bench.seconds},
-                        {"losses", bench.losses},
-                        {"reference_losses", bench.reference_losses},
-                        {"ceiling_gflops", bench.ceiling_gflops},
-                        {"ceiling_spread", bench.ceiling_spread},
-                        {"tokens_per_step", bench.tokens},
-                        {"flops_per_token", bench.flops_per_token},
-                        {"threads", bench.threads}}
-      .dump(2);
+nlohmann::json to_json(const StepBench& bench) {
+  return {{"seconds", bench.seconds},
+          {"losses", bench.losses},
+          {"reference_losses", bench.reference_losses},
+          {"ceiling_gflops", bench.ceiling_gflops},
+          {"ceiling_spread", bench.ceiling_spread},
+          {"tokens_per_step", bench.tokens},
+          {"flops_per_token", bench.flops_per_token},
+          {"threads", bench.threads}};
 }
 
 int bench_step_in(comm::World& world, const BenchOptions& options) {
@@ -86,7 +87,7 @@ int bench_step_in(comm::World& world, const BenchOptions& options) {
   const auto bench = bench_step(world, config, options.step);
   if (world.rank() != 0) return 0;
   fmt::print("{}: {}", options.config.file, step_report(bench, config, world.size()));
-  if (!options.json.empty()) write_text(options.json, json_of(bench));
+  if (!options.json.empty()) write_text(options.json, to_json(bench).dump(2));
   return 0;
 }
 
@@ -99,6 +100,15 @@ int bench_dispatch_in(comm::World& world, const BenchOptions& options) {
   if (world.rank() != 0) return 0;
   fmt::print("{}", dispatch_report(bench));
   if (!options.json.empty()) write_text(options.json, dispatch_json(bench));
+  return 0;
+}
+
+int bench_overlap_in(comm::World& world, const BenchOptions& options) {
+  const auto config = load_without_data(options.config, world.size());
+  const auto bench = bench_overlap(world, config, options.overlap);
+  if (world.rank() != 0) return 0;
+  fmt::print("{}: {}", options.config.file, overlap_report(bench));
+  if (!options.json.empty()) write_text(options.json, to_json(bench).dump(2));
   return 0;
 }
 
@@ -161,6 +171,24 @@ void add_dispatch(CLI::App& bench, const std::shared_ptr<BenchOptions>& options,
   });
 }
 
+void add_overlap(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std::function<int()>& run) {
+  auto* command = bench.add_subcommand("overlap", "how much of the exchanges' time each executor hides");
+  add_config_options(*command, options->config);
+  command->add_option("--repetitions", options->overlap.repetitions, "of every measurement, in turns")
+      ->check(CLI::Range(1, 1000));
+  command->add_option("--json", options->json, "write the figures to this file as well");
+  command->footer(
+      "Needs ranks whose exchanges take about as long as the computation: two hosts, or a limited link.\n"
+      "Example: mpirun -n 2 --host h1,h2 conclave bench overlap configs/presets/small-mixtral.yaml --set "
+      "parallel.ep=2");
+  command->callback([options, &run] {
+    run = [options] {
+      keep_memory();
+      return comm::run_world([&](comm::World& world) { return bench_overlap_in(world, *options); });
+    };
+  });
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& app, std::function<int()>& run) {
@@ -171,6 +199,7 @@ void add_bench_command(CLI::App& app, std::function<int()>& run) {
   add_gemm(*command, options, run);
   add_step(*command, options, run);
   add_dispatch(*command, options, run);
+  add_overlap(*command, options, run);
 }
 
 }  // namespace conclave::app

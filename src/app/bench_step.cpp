@@ -112,6 +112,12 @@ double ceiling(const comm::Group& world) {
   return sum;
 }
 
+}  // namespace
+
+std::vector<Batch> made_up_batches(const train::RunConfig& config, const parallel::Mesh& mesh) {
+  return rank_batches(random_tokens(config), config, mesh);
+}
+
 double seconds_of(const comm::Group& world, const std::function<void()>& body) {
   world.barrier();
   const auto start = std::chrono::steady_clock::now();
@@ -121,13 +127,12 @@ double seconds_of(const comm::Group& world, const std::function<void()>& body) {
   return seconds[0];
 }
 
-}  // namespace
-
 StepBench bench_step(comm::World& world, const train::RunConfig& config, const StepBenchOptions& options) {
   StepBench bench;
   bench.threads = rank_threads(world.cores());
   at::set_num_threads(bench.threads);
   const auto group = world.group(config.comm.backend);
+  if (world.size() > 1) world.advance_by(config.comm.progress);
   const parallel::Mesh mesh(group, config.parallel);
   model::Transformer model(train::transformer_config(config), mesh);
   Rows rows;

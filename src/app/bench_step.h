@@ -3,11 +3,14 @@
 // optimizer and clipping, without data loading, evaluation and saving.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "comm/world.h"
+#include "core/batch.h"
+#include "parallel/mesh.h"
 #include "train/run_config.h"
 
 namespace conclave::app {
@@ -32,6 +35,11 @@ struct StepBench {
 
 // Collective; the result is whole on rank 0. Throws what reading the configuration and the reference throws.
 StepBench bench_step(comm::World& world, const train::RunConfig& config, const StepBenchOptions& options);
+
+// This rank's micro-batches of a step of made-up tokens.
+std::vector<Batch> made_up_batches(const train::RunConfig& config, const parallel::Mesh& mesh);
+// What `body` takes on the slowest rank. Collective.
+double seconds_of(const comm::Group& world, const std::function<void()>& body);
 
 // The result as people read it.
 std::string step_report(const StepBench& bench, const train::RunConfig& config, int ranks);

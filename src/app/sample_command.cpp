@@ -11,7 +11,7 @@
 #include "app/rank_resources.h"
 #include "comm/world.h"
 #include "core/random.h"
-#include "model/executor.h"
+#include "model/executors/sequential.h"
 
 namespace conclave::app {
 namespace {
@@ -65,14 +65,14 @@ int sample(const SampleOptions& options) {
   const auto tokenizer = open_tokenizer(opened.config);
   auto tokens = tokenizer.encode(options.prompt);
   if (tokens.empty()) tokens.push_back(tokenizer.end_of_document().value_or(0));
-  const model::SequentialExecutor executor;
+  const model::SequentialExecutor executor(*opened.model);
   const Random random(options.seed, Purpose::kSample);
   fmt::print("{}", options.prompt);
   for (int64_t i = 0; i < options.tokens; ++i) {
     const size_t window = std::min<size_t>(tokens.size(), opened.config.model.max_seq_len);
     const Batch batch = context_batch(std::span<const int32_t>(tokens).last(window));
     nn::Frame frame = opened.model->frame(batch, nullptr);
-    executor.run(*opened.model, frame);
+    executor.run(frame);
     const Tensor logits = opened.model->logits(frame, batch.length - 1);
     const int32_t next = draw(elements<float>(logits), options, random.uniform(i));
     if (next == tokenizer.end_of_document() || next >= tokenizer.vocab_size()) break;

@@ -76,6 +76,7 @@ int train_in(comm::World& world, const TrainOptions& options) {
   at::set_num_threads(threads);
   require_canonical(config, threads);
   const auto group = world.group(config.comm.backend);
+  if (world.size() > 1) world.advance_by(config.comm.progress);
   const parallel::Mesh mesh(group, config.parallel);
   data::BatchLoader batches(loader_options(config, mesh));
   std::optional<data::ValidationLoader> validation;

@@ -65,6 +65,7 @@ class ObservedTransport : public Transport {
     const Inside inside(*activity_, "shared window");
     transport_->wait_until(done);
   }
+  void poll() override { transport_->poll(); }
   void abort(int code, const std::string& reason) override { transport_->abort(code, reason); }
 
  private:

@@ -6,14 +6,26 @@
 
 namespace conclave::comm {
 
+enum class ProgressBy { kPoll, kThread };
+
 struct CommConfig {
   std::string backend = "auto";
-  std::string progress = "poll";
+  ProgressBy progress = ProgressBy::kPoll;
 
   void fields(auto&& field) {
     field("backend", backend, "transport between ranks: auto, mpi (nccl comes with the CUDA build)");
-    field("progress", progress, "who advances transfers: poll");
+    field(
+        "progress", progress,
+        "who advances exchanges under way: poll = the computing thread between its products, thread = one of its own");
   }
 };
 
 }  // namespace conclave::comm
+
+namespace conclave::config {
+template <>
+struct EnumNames<comm::ProgressBy> {
+  static constexpr std::array<std::pair<std::string_view, comm::ProgressBy>, 2> kNames{
+      {{"poll", comm::ProgressBy::kPoll}, {"thread", comm::ProgressBy::kThread}}};
+};
+}  // namespace conclave::config

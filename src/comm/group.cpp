@@ -75,6 +75,7 @@ std::shared_ptr<SharedMemory> Group::share(int64_t bytes) const {
   return transport_->share(bytes);
 }
 void Group::wait_until(const std::function<bool()>& done) const { transport_->wait_until(done); }
+void Group::poll() const { transport_->poll(); }
 void Group::abort(int code, const std::string& reason) const { transport_->abort(code, reason); }
 
 void Group::all_reduce(std::span<float> data, Reduce op) const {

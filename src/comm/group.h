@@ -21,8 +21,7 @@ enum class Reduce { kSum, kMin, kMax };
 size_t bytes_of(DType dtype);
 
 // An operation under way. finish() waits for it; until then the caller neither writes the send buffer nor touches the
-// receive buffer. Finish works in the order they were started, on every rank. Only a rank that fails may drop one
-// unfinished.
+// receive buffer. Works are finished in the same order on every rank. Only a rank that fails may drop one unfinished.
 class Work {
  public:
   Work() = default;
@@ -72,6 +71,8 @@ class Transport {
   virtual std::shared_ptr<SharedMemory> share(int64_t bytes) = 0;
   // Returns when done() does, which peers bring about in shared memory. Keeps this rank's own transfers going.
   virtual void wait_until(const std::function<bool()>& done) = 0;
+  // Moves transfers under way on; cheap, and not collective. Where they move by themselves, nothing.
+  virtual void poll() {}
   // Ends the whole job at once, every rank, with `code`. Does not return for processes; thread ranks poison the group,
   // so that the others throw CommError instead of waiting.
   virtual void abort(int code, const std::string& reason) = 0;
@@ -93,6 +94,9 @@ class Group {
   std::vector<int> hosts() const;
   std::shared_ptr<SharedMemory> share(int64_t bytes) const;
   void wait_until(const std::function<bool()>& done) const;
+  // Moves the transfers of this process on, those of other groups too. Not collective; cheap enough to be called
+  // between any two products.
+  void poll() const;
   // Ends every rank of the job with `code`; see Transport::abort. The group of one throws CommError.
   void abort(int code, const std::string& reason) const;
 

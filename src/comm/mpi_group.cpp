@@ -63,13 +63,13 @@ MPI_Op mpi_op(Reduce op) {
 
 // The messages of one all-to-all. Dropped unfinished it takes its receives back, so that a late message does not land
 // in memory that is somebody else's by then.
-class Exchange {
+class Exchange : public Pending {
  public:
   Exchange(std::shared_ptr<Communicator> comm, int64_t piece_bytes, int tag)
       : comm_(std::move(comm)), piece_bytes_(piece_bytes), tag_(tag) {}
   Exchange(const Exchange&) = delete;
   Exchange& operator=(const Exchange&) = delete;
-  ~Exchange() {
+  ~Exchange() override {
     for (size_t i = 0; i < expected_.size() && i < requests_.size(); ++i)
       if (requests_[i] != MPI_REQUEST_NULL) MPI_Cancel(&requests_[i]);
   }
@@ -90,17 +90,23 @@ class Exchange {
            comm_->get());
     }
   }
-  // One by one: Open MPI 4.1's MPI_Waitall may spin for ever when one of its messages has failed.
-  void finish() {
-    for (size_t i = 0; i < requests_.size(); ++i) {
+  // One by one: Open MPI 4.1's MPI_Waitall may spin for ever when one of its messages has failed. A test of one
+  // message moves all of them on.
+  bool advance() override {
+    for (; next_ < requests_.size(); ++next_) {
       MPI_Status status;
-      must(MPI_Wait(&requests_[i], &status), "MPI_Wait", comm_->get());
-      if (i >= expected_.size()) continue;
-      int count = 0;
-      must(MPI_Get_count(&status, MPI_BYTE, &count), "MPI_Get_count", comm_->get());
-      if (count != expected_[i].bytes)
-        throw BugError("internal error: all_to_all: rank {} sent {} bytes where {} were expected", expected_[i].rank,
-                       count, expected_[i].bytes);
+      int complete = 0;
+      must(MPI_Test(&requests_[next_], &complete, &status), "MPI_Test", comm_->get());
+      if (!complete) return false;
+      check_arrived(status);
+    }
+    return true;
+  }
+  void wait() override {
+    for (; next_ < requests_.size(); ++next_) {
+      MPI_Status status;
+      must(MPI_Wait(&requests_[next_], &status), "MPI_Wait", comm_->get());
+      check_arrived(status);
     }
   }
 
@@ -109,12 +115,40 @@ class Exchange {
     int rank;
     int bytes;
   };
+  // Message next_ is done.
+  void check_arrived(const MPI_Status& status) const {
+    if (next_ >= expected_.size()) return;
+    int count = 0;
+    must(MPI_Get_count(&status, MPI_BYTE, &count), "MPI_Get_count", comm_->get());
+    if (count != expected_[next_].bytes)
+      throw BugError("internal error: all_to_all: rank {} sent {} bytes where {} were expected", expected_[next_].rank,
+                     count, expected_[next_].bytes);
+  }
+
   std::shared_ptr<Communicator> comm_;
   int64_t piece_bytes_;
   int tag_;
   std::vector<MPI_Request> requests_;  // receives first
   std::vector<Piece> expected_;        // one per receive
+  size_t next_ = 0;                    // the first message that is not known to be done
 };
+
+// A work that `progress` moves on. Whoever drops it takes it out of there first.
+Work make_work(const std::shared_ptr<Progress>& progress, std::shared_ptr<Pending> pending) {
+  struct UnderWay {
+    UnderWay(std::shared_ptr<Progress> p, std::shared_ptr<Pending> what)
+        : progress(std::move(p)), pending(std::move(what)) {
+      progress->add(pending);
+    }
+    ~UnderWay() {
+      if (pending) progress->drop(pending);
+    }
+    void finish() { progress->finish(std::exchange(pending, nullptr)); }
+    std::shared_ptr<Progress> progress;
+    std::shared_ptr<Pending> pending;
+  };
+  return Work([under_way = std::make_shared<UnderWay>(progress, std::move(pending))] { under_way->finish(); });
+}
 
 std::vector<int64_t> offsets_of(std::span<const int64_t> sizes) {
   std::vector<int64_t> offsets(sizes.size() + 1, 0);
@@ -124,7 +158,8 @@ std::vector<int64_t> offsets_of(std::span<const int64_t> sizes) {
 
 class MpiTransport : public Transport {
  public:
-  MpiTransport(std::shared_ptr<Communicator> comm, const MpiLimits& limits) : comm_(std::move(comm)), limits_(limits) {
+  MpiTransport(std::shared_ptr<Communicator> comm, const MpiLimits& limits, std::shared_ptr<Progress> progress)
+      : comm_(std::move(comm)), limits_(limits), progress_(std::move(progress)) {
     must(MPI_Comm_rank(comm_->get(), &rank_), "MPI_Comm_rank", comm_->get());
     must(MPI_Comm_size(comm_->get(), &size_), "MPI_Comm_size", comm_->get());
   }
@@ -136,7 +171,7 @@ class MpiTransport : public Transport {
   std::shared_ptr<Transport> split(int color, int key) override {
     MPI_Comm part = MPI_COMM_NULL;
     must(MPI_Comm_split(comm_->get(), color, key, &part), "MPI_Comm_split", comm_->get());
-    return std::make_shared<MpiTransport>(std::make_shared<Communicator>(part), limits_);
+    return std::make_shared<MpiTransport>(std::make_shared<Communicator>(part), limits_, progress_);
   }
 
   void barrier() override { must(MPI_Barrier(comm_->get()), "MPI_Barrier", comm_->get()); }
@@ -188,7 +223,8 @@ class MpiTransport : public Transport {
     }
     if (send_bytes[rank_] > 0)
       std::memcpy(recv.data() + to[rank_], send.data() + from[rank_], static_cast<size_t>(send_bytes[rank_]));
-    return Work([exchange = std::move(exchange)] { exchange->finish(); });
+    if (std::max(from.back(), to.back()) > limits_.eager_bytes) return make_work(progress_, std::move(exchange));
+    return Work([exchange = std::move(exchange)] { exchange->wait(); });
   }
 
   std::vector<int> hosts() override {
@@ -217,6 +253,7 @@ class MpiTransport : public Transport {
       std::this_thread::yield();
     }
   }
+  void poll() override { progress_->poll(); }
 
   void abort(int code, const std::string&) override {
     MPI_Abort(MPI_COMM_WORLD, code);
@@ -235,6 +272,7 @@ class MpiTransport : public Transport {
 
   std::shared_ptr<Communicator> comm_;
   MpiLimits limits_;
+  std::shared_ptr<Progress> progress_;
   int rank_ = 0;
   int size_ = 1;
   int next_tag_ = 0;
@@ -258,10 +296,10 @@ MpiSession::~MpiSession() {
   if (std::uncaught_exceptions() == unwinding_) MPI_Finalize();
 }
 
-std::shared_ptr<Transport> make_mpi_world(const MpiLimits& limits) {
+std::shared_ptr<Transport> make_mpi_world(const MpiLimits& limits, std::shared_ptr<Progress> progress) {
   MPI_Comm world = MPI_COMM_NULL;
   must(MPI_Comm_dup(MPI_COMM_WORLD, &world), "MPI_Comm_dup", MPI_COMM_WORLD);
-  return std::make_shared<MpiTransport>(std::make_shared<Communicator>(world), limits);
+  return std::make_shared<MpiTransport>(std::make_shared<Communicator>(world), limits, std::move(progress));
 }
 
 }  // namespace conclave::comm

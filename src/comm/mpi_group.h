@@ -8,6 +8,7 @@
 
 #include "comm/failure.h"
 #include "comm/group.h"
+#include "comm/progress.h"
 
 namespace conclave::comm {
 
@@ -28,13 +29,18 @@ class MpiSession {
 // tests.
 struct MpiLimits {
   int64_t collective_bytes = int64_t{1} << 30;
-  // All-to-all pieces: short enough that one direction's handshakes do not queue behind the other's bulk, long enough
-  // to fill a link.
+  // All-to-all pieces: short enough that one direction's handshakes do not queue behind the other's bulk and that work
+  // on the first ones can begin, long enough to fill a link.
   int64_t piece_bytes = int64_t{256} << 10;
+  // All-to-alls of more bytes than this, sent or received, are advanced by Progress. Below, messages are eager: they
+  // need nobody.
+  int64_t eager_bytes = int64_t{1} << 16;
 };
 
-// All processes of the job, over a communicator of its own. Needs a live MpiSession; collective.
-std::shared_ptr<Transport> make_mpi_world(const MpiLimits& limits = {});
+// All processes of the job, over a communicator of its own, which shares `progress` with all its splits. Needs a live
+// MpiSession; collective.
+std::shared_ptr<Transport> make_mpi_world(const MpiLimits& limits = {},
+                                          std::shared_ptr<Progress> progress = std::make_shared<Progress>());
 
 // Called by a rank that has failed: tells all others and waits up to `seconds` for those that fail too. Returns what
 // is known, by rank. The ranks that go on working are not disturbed. At most one call per process and session.

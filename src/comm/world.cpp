@@ -65,7 +65,7 @@ World::World() {
   if (is_launched()) {
     session_ = std::make_unique<MpiSession>();
     exchange_ = std::make_unique<MpiFailureExchange>();
-    group_ = Group(make_observed(make_mpi_world(), activity_));
+    group_ = Group(make_observed(make_mpi_world({}, progress_), activity_));
     const int promised = std::max(environment_number("OMPI_COMM_WORLD_SIZE"), environment_number("PMI_SIZE"));
     if (promised > 1 && group_.size() == 1)
       throw CommError(

@@ -35,6 +35,9 @@ class World {
   // All ranks, over `backend` (auto, mpi, nccl; the configuration's comm.backend). Collective. Throws ConfigError for
   // one that is unknown or not built in.
   Group group(const std::string& backend = "auto") const;
+  // Who advances the transfers of all groups from now on (comm.progress); at first the one who polls. Nothing may be
+  // under way.
+  void advance_by(ProgressBy by) { progress_->advance_by(by); }
 
   // What this rank is doing in any of these groups, for the watchdog.
   std::shared_ptr<const Activity> activity() const { return activity_; }
@@ -49,6 +52,7 @@ class World {
 
   std::unique_ptr<MpiSession> session_;  // first in, last out
   std::unique_ptr<MpiFailureExchange> exchange_;
+  std::shared_ptr<Progress> progress_ = std::make_shared<Progress>();
   std::shared_ptr<Activity> activity_ = std::make_shared<Activity>();
   Group group_;
   std::vector<std::string> hosts_;

@@ -160,7 +160,9 @@ RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan) {
   bytes.gradients = kFloatBytes * buffers * (replicated + sources * local_experts);
   const int64_t dense_owners = plan.zero == 1 ? plan.dp : 1, expert_owners = plan.zero == 1 ? plan.expert_copies() : 1;
   bytes.moments = 2 * kFloatBytes * (divided_up(replicated, dense_owners) + divided_up(local_experts, expert_owners));
-  bytes.activations = kFloatBytes * plan.micro_batch_tokens *
+  const bool interleaved = plan.executor == parallel::ExecutorType::kInterleaved;
+  const int64_t in_flight = interleaved ? std::min<int64_t>(2, plan.micro_batches / plan.dp) : 1;
+  bytes.activations = in_flight * kFloatBytes * plan.micro_batch_tokens *
                       (saved_numbers(shape, plan) +
                        2 * shape.hidden / (plan.sequence_parallel ? plan.tp : 1));  // final norm: input and output
   return bytes;

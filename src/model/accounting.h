@@ -77,6 +77,8 @@ struct MemoryPlan {
   parallel::Reduction reduction = parallel::Reduction::kFast;
   Recompute recompute = Recompute::kNone;
   int64_t zero = 0;  // 1: moments are sharded over the ranks that hold the same parameters
+  parallel::ExecutorType executor =
+      parallel::ExecutorType::kSequential;  // interleaved: activations of two micro-batches
 
   int64_t sources() const { return ep * etp; }                   // ranks that send tokens to a rank's experts
   int64_t expert_copies() const { return dp * tp / sources(); }  // edp
@@ -84,8 +86,8 @@ struct MemoryPlan {
 
 // Bytes on one rank in fp32, where a parameter is its own master copy. Moments that are sharded are an even division;
 // real shards differ by up to a slice of the norm, 65,536 parameters. Activations are an estimate of what forward
-// keeps for backward of one micro-batch under balanced routing: no padding, no logits (cross entropy runs in chunks),
-// no buffers of the allocator or the transport.
+// keeps for backward of the micro-batches in flight under balanced routing: no padding, no logits (cross entropy runs
+// in chunks), no buffers of the allocator or the transport.
 struct RankBytes {
   int64_t parameters = 0;
   int64_t gradients = 0;

@@ -1,25 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the stages of a model for one micro-batch. Every rank runs the same stages in the same order, so exchanges meet.
-// One file per executor in executors/; the sequential one is the reference that others must equal.
+// Runs the micro-batches of a step through a model's stages, one file per way in executors/. Every rank runs the same
+// operations in the same order, so exchanges meet. What the sums of a step come to, the caller decides: an executor
+// only asks for a frame and gives it back.
 #pragma once
 
+#include <functional>
+#include <memory>
+
+#include "core/timeline.h"
 #include "model/transformer.h"
+#include "parallel/parallel_config.h"
 
 namespace conclave::model {
+
+struct MicroBatches {
+  int64_t count = 0;
+  // A frame for micro-batch i; asked for in order. Without gradients it is an evaluation.
+  std::function<nn::Frame(int64_t i)> begin;
+  // Micro-batch i has run; told in order.
+  std::function<void(int64_t i, nn::Frame& frame)> end;
+};
 
 class Executor {
  public:
   virtual ~Executor() = default;
-  // Forward, and backward when the frame has gradients.
-  virtual void run(const Transformer& model, nn::Frame& frame) const = 0;
-};
+  // Forward, and backward when a frame has gradients. Collective over the model's ep group; `count` is the same on all
+  // its ranks.
+  virtual void run(const MicroBatches& micro_batches) const = 0;
+  // Frames that may have begun and not ended.
+  virtual int in_flight() const { return 1; }
 
-class SequentialExecutor : public Executor {
- public:
-  void run(const Transformer& model, nn::Frame& frame) const override;
-  // The halves of run().
-  static void forward(const Transformer& model, nn::Frame& frame);
-  static void backward(const Transformer& model, nn::Frame& frame);
+  // Both outlive the executor; `timeline` may be null.
+  static std::unique_ptr<Executor> make(parallel::ExecutorType type, const Transformer& model,
+                                        Timeline* timeline = nullptr);
 };
 
 }  // namespace conclave::model

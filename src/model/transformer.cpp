@@ -49,7 +49,9 @@ moe::Balancer::View Transformer::balance_view(nn::Frame& frame,
 }
 
 nn::Frame Transformer::frame(const Batch& batch, nn::Gradients* gradients) const {
-  return nn::Frame(batch, slots_.count(), static_cast<int>(stages_.size()), gradients);
+  nn::Frame frame(batch, slots_.count(), static_cast<int>(stages_.size()), gradients);
+  frame.set_link(mesh_.ep());
+  return frame;
 }
 
 Tensor Transformer::hidden(nn::Frame& frame) const {

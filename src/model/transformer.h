@@ -23,6 +23,7 @@ struct TransformerConfig {
   ModelConfig model;
   moe::MoeConfig moe;
   MemoryConfig memory = {};
+  int64_t chunks = 1;  // of the tokens of an MoE layer, which pass its exchanges apart
   bool document_mask = false;
   bool sequence_parallel = true;
   uint64_t seed = 1;

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "moe/chunk_stages.h"
 #include "moe/dispatch_stages.h"
 #include "nn/embedding.h"
 #include "nn/loss.h"
@@ -270,11 +271,52 @@ Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, S
                  .decision = decision,
                  .all_decisions = m_.decisions_,
                  .layer = moe_layer});
-  const bool resends = m_.mesh_.ep().size() == 1 || config_.moe.dispatch.backward_rows == moe::BackwardRows::kResend;
-  stage<moe::Dispatch>(name("moe.dispatch"), *m_.dispatcher_, slots, resends);
-  stage<moe::ExpertStage>(name("moe.experts"), moe::Experts(m_.parameters_, expert_weights(name, layer)), slots);
+  const moe::Experts experts(m_.parameters_, expert_weights(name, layer));
+  if (config_.chunks > 1) {
+    chunked_exchange(name, experts, slots);
+    return slots.output;
+  }
+  stage<moe::Dispatch>(name("moe.dispatch"), *m_.dispatcher_, slots, resends());
+  stage<moe::ExpertStage>(name("moe.experts"), experts, slots);
   stage<moe::Combine>(name("moe.combine"), *m_.dispatcher_, slots);
   return slots.output;
+}
+
+bool TransformerBuilder::resends() const {
+  return m_.mesh_.ep().size() == 1 || config_.moe.dispatch.backward_rows == moe::BackwardRows::kResend;
+}
+
+// Every chunk's dispatch stands before the first one's experts: all of them may be under way at a time.
+void TransformerBuilder::chunked_exchange(const Name& name, const moe::Experts& experts,
+                                          const moe::ExchangeSlots& whole) {
+  std::vector<moe::ExchangeSlots> chunks;
+  moe::CutTokens::Slots cut{
+      .input = whole.input, .weights = whole.weights, .decision = whole.decision, .pairs = whole.plan};
+  std::vector<Slot> outputs;
+  for (int64_t c = 0; c < config_.chunks; ++c) {
+    const auto slot = [&](const char* what) { return m_.slots_.add(name(fmt::format("moe.{}.{}", what, c))); };
+    chunks.push_back({.input = slot("input"),
+                      .weights = slot("weights"),
+                      .decision = slot("decision"),
+                      .plan = slot("plan"),
+                      .rows = slot("rows"),
+                      .gates = slot("gates"),
+                      .results = slot("results"),
+                      .output = slot("output")});
+    cut.chunks.push_back({chunks.back().input, chunks.back().weights, chunks.back().decision});
+    outputs.push_back(chunks.back().output);
+  }
+  const auto chunk_name = [&](const char* what, size_t c) { return name(fmt::format("moe.{}.{}", what, c)); };
+  stage<moe::CutTokens>(name("moe.cut"), cut);
+  for (size_t c = 0; c < chunks.size(); ++c)
+    stage<moe::Dispatch>(chunk_name("dispatch", c), *m_.dispatcher_, chunks[c], resends());
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    // Backward begins with the last one.
+    const bool adds = c + 1 < chunks.size();
+    stage<moe::ExpertStage>(chunk_name("experts", c), experts, chunks[c], adds);
+    stage<moe::Combine>(chunk_name("combine", c), *m_.dispatcher_, chunks[c]);
+  }
+  stage<moe::JoinTokens>(name("moe.join"), outputs, whole.output);
 }
 
 }  // namespace conclave::model

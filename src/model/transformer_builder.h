@@ -4,6 +4,7 @@
 #pragma once
 
 #include "model/transformer.h"
+#include "moe/dispatch_stages.h"
 #include "moe/experts.h"
 #include "nn/attention.h"
 #include "nn/feed_forward.h"
@@ -46,6 +47,8 @@ class TransformerBuilder {
   nn::Slot residual(const Name& name, const std::string& part, nn::Slot input, F sub_layer);
   nn::FeedForwardWeights ffn_weights(const std::string& prefix, int64_t width);
   nn::Slot moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
+  void chunked_exchange(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& whole);
+  bool resends() const;
   std::vector<moe::ExpertWeights> expert_weights(const Name& name, const LayerShape& layer);
 
   Transformer& m_;

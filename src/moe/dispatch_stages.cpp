@@ -11,11 +11,6 @@ void Dispatch::start_forward(nn::Frame& frame) {
   send(frame);
 }
 
-void Dispatch::forward_again(nn::Frame& frame) {
-  send(frame);
-  finish_forward(frame);
-}
-
 void Dispatch::send(nn::Frame& frame) {
   const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
   frame.saved<Transfer>(index()) = dispatcher_.start_send(plan, frame.value(slots_.input), frame.value(slots_.weights));
@@ -42,8 +37,8 @@ void Dispatch::finish_backward(nn::Frame& frame) {
   frame.add_grad(slots_.weights, home.scalars);
 }
 
-ExpertStage::ExpertStage(nn::StageSite site, Experts experts, const ExchangeSlots& slots)
-    : Stage(std::move(site)), experts_(std::move(experts)), slots_(slots) {}
+ExpertStage::ExpertStage(nn::StageSite site, Experts experts, const ExchangeSlots& slots, bool adds)
+    : Stage(std::move(site)), experts_(std::move(experts)), slots_(slots), adds_(adds) {}
 
 Rows ExpertStage::arrived(nn::Frame& frame) const { return {frame.value(slots_.rows), frame.value(slots_.gates)}; }
 
@@ -52,21 +47,21 @@ void ExpertStage::forward(nn::Frame& frame) {
   const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
   const Rows rows = arrived(frame);
   Tensor results = plan.empty_results(rows.rows);
-  experts_.forward(plan.segments, rows, saved, results);
+  experts_.forward({plan.segments, frame.link()}, rows, saved, results);
   frame.value(slots_.results) = results;
   if (!frame.training()) frame.forget(index());
 }
 
 void ExpertStage::forward_again(nn::Frame& frame) {
   const auto& segments = frame.object_as<DispatchPlan>(slots_.plan).segments;
-  experts_.pre_activations(segments, arrived(frame), frame.saved<Experts::Saved>(index()));
+  experts_.pre_activations({segments, frame.link()}, arrived(frame), frame.saved<Experts::Saved>(index()));
 }
 
 void ExpertStage::backward_input(nn::Frame& frame) {
   const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
   const Rows rows = arrived(frame);
   Tensor drows = plan.empty_results(rows.rows);
-  const Tensor dgates = experts_.backward_input(plan.segments, rows, frame.grad(slots_.results),
+  const Tensor dgates = experts_.backward_input({plan.segments, frame.link()}, rows, frame.grad(slots_.results),
                                                 frame.saved<Experts::Saved>(index()), drows);
   frame.add_grad(slots_.rows, drows);
   frame.add_grad(slots_.gates, dgates);
@@ -74,7 +69,9 @@ void ExpertStage::backward_input(nn::Frame& frame) {
 
 void ExpertStage::backward_weight(nn::Frame& frame) {
   const auto& segments = frame.object_as<DispatchPlan>(slots_.plan).segments;
-  experts_.backward_weight(segments, arrived(frame), frame.saved<Experts::Saved>(index()), frame.gradients());
+  nn::Gradients gradients = frame.gradients();
+  gradients.fresh &= !adds_;
+  experts_.backward_weight({segments, frame.link()}, arrived(frame), frame.saved<Experts::Saved>(index()), gradients);
   frame.forget(index());
 }
 

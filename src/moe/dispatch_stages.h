@@ -31,7 +31,7 @@ class Dispatch : public nn::ExchangeStage {
   bool backward_reads_inputs() const override { return false; }
   nn::Redo redo() const override { return resends_ ? nn::Redo::kAlways : nn::Redo::kFull; }
   // Sends the rows again along the plan that was made.
-  void forward_again(nn::Frame& frame) override;
+  void start_again(nn::Frame& frame) override { send(frame); }
   void start_forward(nn::Frame& frame) override;
   void finish_forward(nn::Frame& frame) override;
   void start_backward(nn::Frame& frame) override;
@@ -47,7 +47,8 @@ class Dispatch : public nn::ExchangeStage {
 
 class ExpertStage : public nn::Stage {
  public:
-  ExpertStage(nn::StageSite site, Experts experts, const ExchangeSlots& slots);
+  // With `adds` another stage may have written the weights' gradients before this one (chunks of one layer).
+  ExpertStage(nn::StageSite site, Experts experts, const ExchangeSlots& slots, bool adds = false);
   std::vector<nn::Slot> inputs() const override { return {slots_.plan, slots_.rows, slots_.gates}; }
   std::vector<nn::Slot> outputs() const override { return {slots_.results}; }
   nn::Redo redo() const override { return nn::Redo::kFull; }
@@ -61,6 +62,7 @@ class ExpertStage : public nn::Stage {
 
   Experts experts_;
   ExchangeSlots slots_;
+  bool adds_;
 };
 
 class Combine : public nn::ExchangeStage {

@@ -16,6 +16,12 @@ struct ExpertWeights {
   nn::ParameterId gate_up_2FD, down_DF;
 };
 
+// Rows of experts, and the group whose transfers move on between the products over them.
+struct Segments {
+  std::span<const Segment> all;
+  const comm::Group& link;
+};
+
 class Experts {
  public:
   Experts(const nn::Parameters& parameters, std::vector<ExpertWeights> local_experts);
@@ -25,19 +31,18 @@ class Experts {
     Tensor dout_RD, dh_R2F, act_RF;  // from backward_input, for the weight gradients
   };
   // out = gate · (silu(x Wgᵀ) ⊙ x Wuᵀ) Wdᵀ for each row with its segment's expert.
-  void forward(std::span<const Segment> segments, const Rows& in, Saved& saved, Tensor& out_RD) const;
+  void forward(const Segments& segments, const Rows& in, Saved& saved, Tensor& out_RD) const;
   // The part of forward that backward needs: saved.h.
-  void pre_activations(std::span<const Segment> segments, const Rows& in, Saved& saved) const;
+  void pre_activations(const Segments& segments, const Rows& in, Saved& saved) const;
   // Sets saved.dh and saved.act and the gradient of the rows; returns that of the gates [R].
-  Tensor backward_input(std::span<const Segment> segments, const Rows& in, const Tensor& dout_RD, Saved& saved,
+  Tensor backward_input(const Segments& segments, const Rows& in, const Tensor& dout_RD, Saved& saved,
                         Tensor& din_RD) const;
-  void backward_weight(std::span<const Segment> segments, const Rows& in, const Saved& saved,
-                       nn::Gradients& gradients) const;
+  void backward_weight(const Segments& segments, const Rows& in, const Saved& saved, nn::Gradients& gradients) const;
 
  private:
   // y[segment] = x[segment] · Wᵀ, or · W, with W the segment's expert's `member`.
-  void product(std::span<const Segment> segments, const Tensor& x, nn::ParameterId ExpertWeights::*member,
-               bool transposed, Tensor& y) const;
+  void product(const Segments& segments, const Tensor& x, nn::ParameterId ExpertWeights::*member, bool transposed,
+               Tensor& y) const;
 
   const nn::Parameters& parameters_;
   std::vector<ExpertWeights> experts_;

@@ -66,6 +66,7 @@ void Attention::forward(Frame& frame) {
     rope_ = kernels::rope_table(config_.max_positions, config_.head_dim, config_.rope_theta, x.scalar_type());
   }
   Tensor qkv = linear_forward(x, parameters_.value(weights_.qkv));
+  frame.poll();
   if (weights_.qkv_bias) kernels::add_bias(qkv, parameters_.value(*weights_.qkv_bias));
   const auto part = [&](int64_t first, int64_t heads) {
     return qkv.narrow(1, first * config_.head_dim, heads * config_.head_dim)
@@ -84,6 +85,7 @@ void Attention::forward(Frame& frame) {
   const auto mask = config_.document_mask ? std::optional<Tensor>(saved.mask) : std::nullopt;
   std::tie(saved.out_BNSH, saved.lse) = at::_scaled_dot_product_flash_attention_for_cpu(
       saved.q_BNSH, saved.k_BNSH, saved.v_BNSH, 0.0, !config_.document_mask, mask);
+  frame.poll();
   saved.context_TD = saved.out_BNSH.transpose(1, 2).reshape({x.size(0), N * config_.head_dim});
   frame.value(wire_.output) = linear_forward(saved.context_TD, parameters_.value(weights_.output));
   if (!frame.training()) frame.forget(index());
@@ -94,10 +96,12 @@ void Attention::backward_input(Frame& frame) {
   auto& saved = frame.saved<Saved>(index());
   const int64_t N = config_.heads, M = config_.kv_heads;
   const Tensor dcontext = linear_backward_input(frame.grad(wire_.output), parameters_.value(weights_.output));
+  frame.poll();
   const Tensor dout = heads_first(dcontext.view({-1, N, config_.head_dim}), batch, 1);
   const auto mask = config_.document_mask ? std::optional<Tensor>(saved.mask) : std::nullopt;
   const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
       dout, saved.q_BNSH, saved.k_BNSH, saved.v_BNSH, saved.out_BNSH, saved.lse, 0.0, !config_.document_mask, mask);
+  frame.poll();
   Tensor dq_TNH = tokens_first(dq, 1);
   Tensor dk_TMH = tokens_first(dk, N / M);
   kernels::rope(dq_TNH, batch.position_ids, rope_, true);
@@ -115,6 +119,7 @@ void Attention::backward_weight(Frame& frame) {
   auto& gradients = frame.gradients();
   linear_backward_weight(frame.grad(wire_.output), saved.context_TD, gradients.fresh,
                          gradients.view(parameters_[weights_.output]));
+  frame.poll();
   linear_backward_weight(saved.dqkv, frame.value(wire_.input), gradients.fresh,
                          gradients.view(parameters_[weights_.qkv]));
   if (weights_.qkv_bias) {

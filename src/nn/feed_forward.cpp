@@ -33,6 +33,7 @@ void FeedForward::forward_again(Frame& frame) { pre_activations(frame); }
 void FeedForward::forward(Frame& frame) {
   const Saved& saved = pre_activations(frame);
   Tensor act = at::empty({saved.h_T2F.size(0), saved.h_T2F.size(1) / 2}, saved.h_T2F.options());
+  frame.poll();
   kernels::swiglu(saved.h_T2F, saved.scale_T, act);
   frame.value(wire_.output) = linear_forward(act, parameters_.value(weights_.down_DF));
   if (!frame.training()) frame.forget(index());
@@ -46,11 +47,13 @@ void FeedForward::backward_input(Frame& frame) {
   kernels::swiglu_backward(dact, saved.h_T2F, saved.scale_T, gradients);
   saved.dh_T2F = gradients.dh_N2F;
   saved.act_TF = gradients.out_NF;
-  frame.add_grad(wire_.input, linear_backward_input(saved.dh_T2F, parameters_.value(weights_.gate_up_2FD)));
+  frame.poll();
+  Tensor dx = linear_backward_input(saved.dh_T2F, parameters_.value(weights_.gate_up_2FD));
   if (weights_.output_gate_1D) {
     saved.dgate_T1 = (gradients.dscale_N * saved.scale_T * (1 - saved.scale_T)).view({-1, 1});
-    frame.add_grad(wire_.input, linear_backward_input(saved.dgate_T1, parameters_.value(*weights_.output_gate_1D)));
+    kernels::add(dx, linear_backward_input(saved.dgate_T1, parameters_.value(*weights_.output_gate_1D)));
   }
+  frame.add_grad(wire_.input, dx);
 }
 
 void FeedForward::backward_weight(Frame& frame) {
@@ -59,6 +62,7 @@ void FeedForward::backward_weight(Frame& frame) {
   const Tensor& x = frame.value(wire_.input);
   linear_backward_weight(frame.grad(wire_.output), saved.act_TF, gradients.fresh,
                          gradients.view(parameters_[weights_.down_DF]));
+  frame.poll();
   linear_backward_weight(saved.dh_T2F, x, gradients.fresh, gradients.view(parameters_[weights_.gate_up_2FD]));
   if (weights_.output_gate_1D) {
     linear_backward_weight(saved.dgate_T1, x, gradients.fresh, gradients.view(parameters_[*weights_.output_gate_1D]));

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/group.h"
 #include "core/batch.h"
 #include "core/tensor.h"
 #include "nn/parameters.h"
@@ -56,6 +57,11 @@ class Frame {
     return *std::any_cast<std::shared_ptr<T>&>(saved_[stage]);
   }
   void forget(int stage) { saved_[stage].reset(); }
+  // Stages call it between products that take a millisecond or more: what other micro-batches exchange moves on
+  // meanwhile.
+  void poll() const { link_.poll(); }
+  const comm::Group& link() const { return link_; }
+  void set_link(const comm::Group& link) { link_ = link; }
 
   double loss_sum = 0;      // sum over the counted targets, nats
   double target_count = 0;  // targets that count (mask 1)
@@ -63,6 +69,7 @@ class Frame {
  private:
   const Batch* batch_;
   Gradients* gradients_;
+  comm::Group link_;
   std::vector<Tensor> values_, grads_;
   std::vector<std::any> objects_, saved_;
 };

@@ -56,13 +56,16 @@ void Loss::forward(Frame& frame) {
   Tensor dx = frame.training() ? at::empty_like(x) : Tensor();
   for (int64_t begin = 0; begin < T; begin += kChunk) {
     const int64_t count = std::min(kChunk, T - begin);
+    frame.poll();
     const Tensor x_chunk = x.narrow(0, begin, count);
     Tensor logits = linear_forward(x_chunk, weight);
     Tensor loss = losses.narrow(0, begin, count);
     chunk_losses(frame, begin, logits, loss);
     if (!frame.training()) continue;
     Tensor dx_chunk = dx.narrow(0, begin, count);
+    frame.poll();
     at::mm_out(dx_chunk, logits, weight);
+    frame.poll();
     linear_backward_weight(logits, x_chunk, frame.gradients().fresh && begin == 0,
                            frame.gradients().view(parameters_[head_]));
   }

@@ -45,7 +45,8 @@ class Stage {
   virtual void forward_again(Frame& frame) { forward(frame); }
   // Reads the inputs' values, sets the outputs'.
   virtual void forward(Frame& frame) = 0;
-  // Reads the outputs' gradients, adds to the inputs'.
+  // Reads the outputs' gradients, adds to the inputs': once to each, so that an executor may compute what is added
+  // before it is its turn to be added.
   virtual void backward_input(Frame& frame) = 0;
   // Adds to the parameters' gradients. May come any time after backward_input; frees what the stage saved.
   virtual void backward_weight(Frame& frame) { frame.forget(index()); }
@@ -63,9 +64,16 @@ class ExchangeStage : public Stage {
   virtual void finish_forward(Frame& frame) = 0;
   virtual void start_backward(Frame& frame) = 0;
   virtual void finish_backward(Frame& frame) = 0;
+  // The halves of forward_again.
+  virtual void start_again(Frame& frame) { start_forward(frame); }
+  virtual void finish_again(Frame& frame) { finish_forward(frame); }
   void forward(Frame& frame) final {
     start_forward(frame);
     finish_forward(frame);
+  }
+  void forward_again(Frame& frame) final {
+    start_again(frame);
+    finish_again(frame);
   }
   void backward_input(Frame& frame) final {
     start_backward(frame);

@@ -19,8 +19,8 @@ class StepCounter {
     check(micro_batches > 0 && micro_batches % dp == 0, "dp divides the micro-batches of a step");
     left_ = micro_batches / dp;
   }
-  void check_open() const {
-    check(left_ > 0, "gradients are written between begin_step and the last micro_batch_done");
+  void check_open(int64_t ahead = 0) const {
+    check(left_ > ahead, "gradients are written between begin_step and the last micro_batch_done");
   }
   void done() {
     check_open();
@@ -65,13 +65,13 @@ class CanonicalReducer : public GradientReducer<T> {
     dense_.begin();
     for (TreeAccumulator<T>& expert : experts_) expert.begin();
   }
-  std::span<T> dense_gradient() override {
-    counter_.check_open();
-    return dense_.current();
+  std::span<T> dense_gradient(int64_t ahead) override {
+    counter_.check_open(ahead);
+    return dense_.current(ahead);
   }
-  std::span<T> expert_gradient(int64_t source) override {
-    counter_.check_open();
-    return experts_.at(source).current();
+  std::span<T> expert_gradient(int64_t source, int64_t ahead) override {
+    counter_.check_open(ahead);
+    return experts_.at(source).current(ahead);
   }
   void micro_batch_done() override {
     counter_.done();
@@ -139,12 +139,12 @@ class FastReducer : public GradientReducer<T> {
     fill_zero(dense_.buffer());
     fill_zero(expert_.buffer());
   }
-  std::span<T> dense_gradient() override {
-    counter_.check_open();
+  std::span<T> dense_gradient(int64_t ahead) override {
+    counter_.check_open(ahead);
     return dense_.buffer();
   }
-  std::span<T> expert_gradient(int64_t source) override {
-    counter_.check_open();
+  std::span<T> expert_gradient(int64_t source, int64_t ahead) override {
+    counter_.check_open(ahead);
     check(source >= 0 && source < sources_, "a source is a rank that shares the experts");
     return expert_.buffer();
   }

@@ -6,6 +6,8 @@
 // The order of a step, the same on all ranks:
 //   begin_step(M); for each own micro-batch: add into dense_gradient() and expert_gradient(s) for every source s, then
 //   micro_batch_done(); finish(); dense() and expert() are the owned sums until the next begin_step.
+// Micro-batches may overlap: those after the next one to be done have buffers of their own, asked for by `ahead`, and
+// are done in order.
 // A *source* is the rank, of those that share the experts (ep, etp), whose tokens the gradient comes from: local
 // experts work for the tokens of all of them at the same local step. `canonical` sums each source's micro-batches
 // apart, as the tree over the global micro-batch index needs it (contract 8), at the price of as many expert buffers as
@@ -39,8 +41,8 @@ class GradientReducer {
   // A step of `micro_batches` over all ranks. Throws ConfigError when this reduction cannot keep its promise for them.
   virtual void begin_step(int64_t micro_batches) = 0;
   // Where the micro-batch under way *adds* its gradients: zero, or the sum so far. Ask again for every micro-batch.
-  virtual std::span<T> dense_gradient() = 0;
-  virtual std::span<T> expert_gradient(int64_t source) = 0;
+  virtual std::span<T> dense_gradient(int64_t ahead = 0) = 0;
+  virtual std::span<T> expert_gradient(int64_t source, int64_t ahead = 0) = 0;
   virtual void micro_batch_done() = 0;
   // Collective over dp and edp.
   virtual void finish() = 0;

@@ -76,7 +76,7 @@ int TreeAccumulator<T>::acquire() {
 template <typename T>
 void TreeAccumulator<T>::begin() {
   pushed_ = 0;
-  current_ = kNone;
+  open_.clear();
   levels_.clear();
   free_.clear();
   // The first buffer is taken first again, so every step uses the same memory in the same order.
@@ -84,12 +84,12 @@ void TreeAccumulator<T>::begin() {
 }
 
 template <typename T>
-std::span<T> TreeAccumulator<T>::current() {
-  if (current_ == kNone) {
-    current_ = acquire();
-    fill_zero(buffers_[current_].span());
+std::span<T> TreeAccumulator<T>::current(int64_t ahead) {
+  while (std::ssize(open_) <= ahead) {
+    open_.push_back(acquire());
+    fill_zero(buffers_[open_.back()].span());
   }
-  return buffers_[current_].span();
+  return buffers_[open_[ahead]].span();
 }
 
 template <typename T>
@@ -108,15 +108,15 @@ void TreeAccumulator<T>::push() {
       for (T* const part : parts_) add(own + begin, part + begin, end - begin);
     });
   if (level == levels_.size()) levels_.push_back(kNone);
-  levels_[level] = current_;
-  current_ = kNone;
+  levels_[level] = open_.front();
+  open_.erase(open_.begin());
   ++pushed_;
 }
 
 template <typename T>
 std::span<T> TreeAccumulator<T>::finish() {
   check(pushed_ > 0, "a tree has at least one micro-batch");
-  check(current_ == kNone, "the last micro-batch was pushed");
+  check(open_.empty(), "the last micro-batch was pushed");
   parts_.clear();  // smallest first
   size_t top = 0;
   for (size_t level = 0; level < levels_.size(); ++level) {

@@ -35,9 +35,10 @@ class TreeAccumulator {
   explicit TreeAccumulator(int64_t elements) : elements_(elements) {}
 
   void begin();
-  // The buffer of the micro-batch under way: zero at first, good until push().
-  std::span<T> current();
-  // The micro-batch is done: its gradient joins the tree.
+  // The buffer of a micro-batch under way, the `ahead`-th after the next one to be pushed: zero at first, good until
+  // its push().
+  std::span<T> current(int64_t ahead = 0);
+  // The first micro-batch under way is done: its gradient joins the tree.
   void push();
   // The sum of all that were pushed since begin(), at least one; once, good until begin().
   std::span<T> finish();
@@ -55,7 +56,7 @@ class TreeAccumulator {
   std::vector<int> free_;
   std::vector<int> levels_;  // levels_[j]: the buffer with the sum of a finished block of 2^j, or kNone
   std::vector<T*> parts_;    // of one addition
-  int current_ = kNone;
+  std::vector<int> open_;    // of the micro-batches under way, in order
 };
 
 // The leaves of a tree over (rank, subtree) in the order in which they are added; leaf = rank * subtrees + subtree.

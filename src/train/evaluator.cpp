@@ -2,13 +2,14 @@
 #include "train/evaluator.h"
 
 #include "core/tree_sum.h"
+#include "model/executors/sequential.h"
 
 namespace conclave::train {
 
 std::vector<Evaluation> evaluate(const model::Transformer& model, const data::ValidationLoader& loader,
                                  const parallel::Mesh& mesh) {
   std::vector<Evaluation> results;
-  const model::SequentialExecutor executor;
+  const model::SequentialExecutor executor(model);
   const int64_t ranks = mesh.dp().size();
   for (size_t s = 0; s < loader.sources().size(); ++s) {
     const int64_t count = loader.batches_per_rank(s);
@@ -17,7 +18,7 @@ std::vector<Evaluation> evaluate(const model::Transformer& model, const data::Va
     for (int64_t i = 0; i < count; ++i) {
       const Batch batch = loader.batch(s, i);
       nn::Frame frame = model.frame(batch, nullptr);
-      executor.run(model, frame);
+      executor.run(frame);
       losses.push_back(frame.loss_sum);
       targets.push_back(frame.target_count);
       totals.add(model, frame);

@@ -121,6 +121,28 @@ void check_batch(const RunConfig& config, Rules& rules) {
           rows));
 }
 
+// Of a rank and step; 0 where they do not divide.
+int64_t train_micro_batches(const RunConfig& config) {
+  const int64_t together = *config.parallel.dp * config.train.micro_batch_size;
+  return divides(together, config.train.global_batch_size) ? config.train.global_batch_size / together : 0;
+}
+
+void check_executor(const RunConfig& config, Rules& rules) {
+  const parallel::ParallelConfig& mesh = config.parallel;
+  const bool chunked = mesh.executor == parallel::ExecutorType::kChunked;
+  const int64_t tokens = config.train.micro_batch_size * config.data.seq_len;
+  rules.warn_if(!chunked && mesh.chunks != parallel::ParallelConfig().chunks, {"parallel.chunks", "parallel.executor"},
+                "has no effect: only executor chunked cuts tokens into chunks");
+  rules.require(!chunked || mesh.chunks <= tokens, {"parallel.chunks", "train.micro_batch_size", "data.seq_len"},
+                fmt::format("{} chunks of a micro-batch of {} tokens; use at most {}, better 2 to 8", mesh.chunks,
+                            tokens, tokens));
+  const int64_t micro_batches = train_micro_batches(config);
+  rules.warn_if(mesh.executor == parallel::ExecutorType::kInterleaved && micro_batches == 1,
+                {"parallel.executor", "train.global_batch_size", "train.micro_batch_size"},
+                "interleaved has one micro-batch a rank and step, and so nothing to run beside it but its own shared "
+                "experts and weight gradients; halve train.micro_batch_size");
+}
+
 }  // namespace
 
 void check_layout(const RunConfig& config, Rules& rules) {
@@ -130,6 +152,7 @@ void check_layout(const RunConfig& config, Rules& rules) {
   check_expert_axes(config, rules);
   check_tensor_axis(config, rules);
   check_batch(config, rules);
+  check_executor(config, rules);
 }
 
 // Widths after granularity and in the dense twin. Only for numbers that fit together.

@@ -14,7 +14,8 @@ model::MemoryPlan memory_plan(const RunConfig& config) {
           .micro_batch_tokens = config.train.micro_batch_size * config.data.seq_len,
           .reduction = mesh.reduction,
           .recompute = config.memory.recompute,
-          .zero = mesh.zero};
+          .zero = mesh.zero,
+          .executor = mesh.executor};
 }
 
 }  // namespace conclave::train

@@ -60,6 +60,7 @@ TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model:
       model_(model),
       failpoints_(failpoints),
       probe_(probe),
+      executor_(model::Executor::make(config.parallel.executor, model, &timeline_)),
       owned_(ownership(config, mesh, model.parameters())),
       reducer_(parallel::make_gradient_reducer<float>(config.parallel.reduction, layout(mesh, owned_))),
       partial_(model.parameters(), mesh),
@@ -73,24 +74,37 @@ void TrainStep::accumulate(std::span<const Batch> batches) {
   targets_.clear();
   dense_fault_.reset();
   expert_fault_.reset();
+  executor_->run({.count = std::ssize(batches),
+                  .begin = [&](int64_t i) { return begin(batches[i]); },
+                  .end = [&](int64_t i, nn::Frame& frame) { end(frame, i + 1 == std::ssize(batches)); }});
+}
+
+nn::Frame TrainStep::begin(const Batch& batch) {
   const bool canonical = config_.parallel.reduction == parallel::Reduction::kCanonical;
-  for (const Batch& batch : batches) {
-    nn::Gradients gradients{view(reducer_->dense_gradient()), {}, canonical || losses_.empty()};
-    const int64_t sources = canonical ? mesh_.ep().size() * mesh_.etp().size() : 1;
-    for (int64_t s = 0; s < sources; ++s) gradients.experts.push_back(view(reducer_->expert_gradient(s)));
-    nn::Frame frame = model_.frame(batch, &gradients);
-    executor_.run(model_, frame);
-    if (failpoints_.hit("gradient")) gradients.dense[0] = std::nan("");
-    losses_.push_back(frame.loss_sum);
-    targets_.push_back(frame.target_count);
-    totals_.add(model_, frame);
-    // `fast` adds up all micro-batches in one buffer, so its last state tells of them all.
-    if (canonical || &batch == &batches.back()) {
-      search_non_finite(gradients);
-      partial_.sum(gradients.dense);
-    }
-    reducer_->micro_batch_done();
+  const int64_t ahead = std::ssize(under_way_), sources = canonical ? mesh_.ep().size() * mesh_.etp().size() : 1;
+  // Micro-batches that add to one buffer at the same time may not overwrite it.
+  const bool first = losses_.empty() && executor_->in_flight() == 1;
+  auto& gradients = under_way_.emplace_back();
+  gradients.dense = view(reducer_->dense_gradient(ahead));
+  for (int64_t s = 0; s < sources; ++s) gradients.experts.push_back(view(reducer_->expert_gradient(s, ahead)));
+  gradients.fresh = canonical || first;
+  return model_.frame(batch, &gradients);
+}
+
+void TrainStep::end(nn::Frame& frame, bool last) {
+  nn::Gradients& gradients = under_way_.front();
+  check(&gradients == &frame.gradients(), "micro-batches end in the order in which they began");
+  if (failpoints_.hit("gradient")) gradients.dense[0] = std::nan("");
+  losses_.push_back(frame.loss_sum);
+  targets_.push_back(frame.target_count);
+  totals_.add(model_, frame);
+  // `fast` adds up all micro-batches in one buffer, so its last state tells of them all.
+  if (last || config_.parallel.reduction == parallel::Reduction::kCanonical) {
+    search_non_finite(gradients);
+    partial_.sum(gradients.dense);
   }
+  reducer_->micro_batch_done();
+  under_way_.pop_front();
 }
 
 // Before the ranks' gradients are added: afterwards all of them would look guilty.
@@ -129,6 +143,7 @@ std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
 }
 
 void TrainStep::update(bool expert, const optim::StepSize& size) {
+  const Span span(&timeline_, expert ? "update of experts" : "update", "step");
   const parallel::Shards& owned = owned_[expert];
   Tensor& all = model_.parameters().flat(expert);
   Tensor mine = own_part(all, owned);
@@ -141,7 +156,10 @@ StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
   totals_ = model::RoutingTotals(model_);
   reducer_->begin_step(config_.train.global_batch_size / config_.train.micro_batch_size);
   accumulate(batches);
-  reducer_->finish();
+  {
+    const Span span(&timeline_, "gradient reduction", "step");
+    reducer_->finish();
+  }
   if (probe_ != nullptr) probe_->reduced(gradient_sum(false), gradient_sum(true));
   totals_.reduce(mesh_.dp());
   sum_losses(losses_, targets_, report);
@@ -165,6 +183,7 @@ model::TransformerConfig transformer_config(const RunConfig& config) {
   return {.model = config.model,
           .moe = config.moe,
           .memory = config.memory,
+          .chunks = config.parallel.executor == parallel::ExecutorType::kChunked ? config.parallel.chunks : 1,
           .document_mask = config.data.document_mask,
           .sequence_parallel = config.parallel.sequence_parallel,
           .seed = static_cast<uint64_t>(config.train.seed),

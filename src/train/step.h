@@ -2,6 +2,7 @@
 // One optimizer step: *what* happens to the model. When steps, evaluations and saves happen is the trainer's business.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <optional>
 #include <span>
@@ -54,9 +55,13 @@ class TrainStep {
   // The gradients of the last step, to look at: summed over its targets and not yet divided or clipped, of what this
   // rank owns.
   Tensor gradient_sum(bool expert) const;
+  // Of what the steps do; off unless somebody starts it.
+  Timeline& timeline() { return timeline_; }
 
  private:
   void accumulate(std::span<const Batch> batches);
+  nn::Frame begin(const Batch& batch);
+  void end(nn::Frame& frame, bool last);
   void search_non_finite(const nn::Gradients& gradients);
   void sum_losses(std::span<const double> own_losses, std::span<const double> own_targets, StepReport& report) const;
   std::optional<std::string> why_not(const StepReport& report) const;
@@ -67,13 +72,15 @@ class TrainStep {
   model::Transformer& model_;
   Failpoints& failpoints_;
   StepProbe* probe_;
-  model::SequentialExecutor executor_;
+  Timeline timeline_;
+  std::unique_ptr<model::Executor> executor_;
   model::Ownership owned_;
   std::unique_ptr<parallel::GradientReducer<float>> reducer_;
   model::PartialGradients partial_;
   model::GradientNorm norm_;
   optim::AdamW dense_, expert_;
   int64_t updates_ = 0;
+  std::deque<nn::Gradients> under_way_;   // of the micro-batches that have begun and not ended
   std::vector<double> losses_, targets_;  // of this rank's micro-batches
   // The first tensors of this rank whose gradients were not finite.
   std::optional<std::string> dense_fault_, expert_fault_;

@@ -30,7 +30,8 @@ struct TrainConfig {
     field("hang_timeout", hang_timeout,
           "a step, evaluation or save longer than this ends the job with exit code 80; 0 = never",
           config::kNotNegative);
-    field("profile", profile, "trace of the stages");
+    field("profile", profile,
+          "steps whose timeline is written, such as 10..12 (trace-10-12.json in the run directory); null = none");
     field("distill", distill, "teacher run");
   }
 };

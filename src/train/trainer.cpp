@@ -48,7 +48,10 @@ checkpoint::ConfigRecord config_record(const RunConfig& config) {
   return record;
 }
 
-Trainer::Trainer(const TrainerParts& parts) : p_(parts) {
+Trainer::Trainer(const TrainerParts& parts)
+    : p_(parts),
+      profile_(parse_step_range(parts.config.train.profile.value_or("")), parts.mesh.world(), parts.step.timeline(),
+               parts.store.directory()) {
   resume();
   first_step_ = step_;
   const auto file = p_.store.directory().where() / "metrics.jsonl";
@@ -89,24 +92,35 @@ void Trainer::resume() {
 ExitCode Trainer::run() {
   start_ = Clock::now();
   while (step_ < p_.config.train.steps) {
+    profile_.before(step_ + 1);
     one_step();
     const bool last = step_ == p_.config.train.steps;
     if (last || due(p_.config.eval.every)) evaluate();
     if (last || due(p_.config.checkpoint.every)) save();
+    report_trace(profile_.after(step_));
     if (!last && should_stop()) {
       save();
+      report_trace(profile_.finish(step_));
       p_.log.info("stopped at step {} with a checkpoint; the same command continues (exit code 75)", step_);
       return ExitCode::kRequeue;
     }
   }
   if (first_step_ == step_) evaluate();
+  report_trace(profile_.finish(step_));
   return ExitCode::kDone;
+}
+
+void Trainer::report_trace(const std::string& file) {
+  if (!file.empty()) p_.log.info("trace {} (open it in ui.perfetto.dev or chrome://tracing)", file);
 }
 
 void Trainer::one_step() {
   p_.watchdog.beat(step_ + 1, "step");
   const auto start = Clock::now();
-  const auto batches = p_.batches.take(step_);
+  const auto batches = [&] {
+    const Span span(&p_.step.timeline(), "data", "step");
+    return p_.batches.take(step_);
+  }();
   const double data_seconds = since(start);
   const StepReport report = p_.step.run(step_, batches);
   ++step_;
@@ -124,6 +138,7 @@ void Trainer::one_step() {
 void Trainer::evaluate() {
   if (p_.validation == nullptr || evaluated_step_ == step_) return;
   p_.watchdog.beat(step_, "evaluation");
+  const Span span(&p_.step.timeline(), "evaluation", "step");
   last_evaluation_ = train::evaluate(p_.model, *p_.validation, p_.mesh);
   evaluated_step_ = step_;
   std::string line = fmt::format("eval step {}", step_);
@@ -139,6 +154,7 @@ void Trainer::save() {
   if (saved_step_ == step_) return;
   p_.watchdog.beat(step_, "save");
   check_replicas(p_.model);
+  const Span span(&p_.step.timeline(), "save", "step");
   checkpoint::SaveContents contents;
   contents.step = step_;
   contents.samples = step_ * p_.config.train.global_batch_size;

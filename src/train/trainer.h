@@ -9,6 +9,7 @@
 #include "data/batch_loader.h"
 #include "train/evaluator.h"
 #include "train/metrics.h"
+#include "train/profile.h"
 #include "train/run_state.h"
 
 namespace conclave::train {
@@ -52,7 +53,10 @@ class Trainer {
   bool should_stop() const;
   bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
 
+  void report_trace(const std::string& file);
+
   TrainerParts p_;
+  Profile profile_;
   std::vector<std::vector<int64_t>> counts_;  // memory of the balancing counts while a checkpoint is written or read
   checkpoint::Json restored_;                 // what the checkpoint held beside tensors; null on a fresh start
   std::unique_ptr<Metrics> metrics_;

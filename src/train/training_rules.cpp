@@ -3,6 +3,7 @@
 
 #include "config/suggest.h"
 #include "train/config_rules.h"
+#include "train/profile.h"
 
 namespace conclave::train {
 namespace {
@@ -59,6 +60,15 @@ void check_optim(const RunConfig& config, Rules& rules) {
       fmt::format("a decay of {} steps after a warm-up of {} does not fit into {} steps", decay, warmup, steps));
 }
 
+void check_profile(const RunConfig& config, Rules& rules) {
+  if (!config.train.profile) return;
+  const auto range = parse_step_range(*config.train.profile);
+  rules.require(range.has_value(), {"train.profile"},
+                fmt::format("'{}' is no range of steps; write 10..12, or 10 for one step", *config.train.profile));
+  rules.warn_if(range && range->first > config.train.steps, {"train.profile", "train.steps"},
+                fmt::format("has no effect: the run ends with step {}", config.train.steps));
+}
+
 // A mistyped word would be taken for the path of a checkpoint.
 void check_resume(const RunConfig& config, Rules& rules) {
   const std::string& resume = config.checkpoint.resume;
@@ -101,6 +111,7 @@ void check_training(const RunConfig& config, Rules& rules) {
   check_data(config, rules);
   check_optim(config, rules);
   check_resume(config, rules);
+  check_profile(config, rules);
   rules.require(config.checkpoint.keep_last >= 2, {"checkpoint.keep_last"},
                 "must be at least 2: a crash during a save needs the one before");
 }

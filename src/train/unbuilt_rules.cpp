@@ -43,8 +43,6 @@ void check_parallel_keys(const RunConfig& config, Rules& rules) {
   rules.unbuilt(mesh.cp != 1, "parallel.cp", "context parallelism; use dp, tp and ep");
   rules.unbuilt(mesh.pp != 1, "parallel.pp", "pipeline parallelism; use dp, tp and ep");
   rules.require(mesh.zero == 0 || mesh.zero == 1, {"parallel.zero"}, "must be 0 or 1");
-  only(rules, "parallel.executor", mesh.executor, {parallel::ExecutorType::kSequential});
-  rules.unbuilt(mesh.chunks != parallel::ParallelConfig().chunks, "parallel.chunks", "the chunked executor; remove it");
 }
 
 }  // namespace
@@ -57,13 +55,11 @@ void check_unbuilt(const RunConfig& config, Rules& rules) {
   rules.one_of("optim.type", config.optim.type, {"adamw"}, {"adam", "sgd", "lion", "muon", "adafactor"});
   rules.one_of("train.precision", config.train.precision, {"auto", "fp32"}, {"bf16", "fp16", "fp8"});
   rules.one_of("train.device", config.train.device, {"auto", "cpu"}, {"cuda"});
-  rules.unbuilt(config.train.profile.has_value(), "train.profile", "stage traces");
   rules.unbuilt(config.train.distill.has_value(), "train.distill", "distillation");
   rules.unbuilt(config.checkpoint.async, "checkpoint.async", "saving while training goes on; set false");
   rules.one_of("checkpoint.verify", config.checkpoint.verify, {"full"}, {"sizes", "none"});
   rules.unbuilt(config.metrics.tensorboard, "metrics.tensorboard", "TensorBoard files; metrics.jsonl has every value");
   rules.one_of("comm.backend", config.comm.backend, {"auto", "mpi"}, {"nccl", "ucc"});
-  rules.one_of("comm.progress", config.comm.progress, {"poll"}, {"thread"});
 }
 
 }  // namespace conclave::train

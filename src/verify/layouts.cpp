@@ -168,6 +168,7 @@ LayoutPlan plan_layouts(const train::RunConfig& config, int64_t ranks, const std
       for (const auto executor : executors) {
         const bool done = dispatch == plain && executor == ExecutorType::kSequential;
         if (done || !fits(dispatch, layout.ep)) continue;
+        if (!moe && executor == ExecutorType::kChunked) continue;
         layout.dispatch = dispatch, layout.executor = executor;
         plan.layouts.push_back(layout);
       }

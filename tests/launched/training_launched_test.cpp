@@ -38,6 +38,17 @@ TEST_P(TrainingLaunchedTest, TensorParallelStepIsClose) {
               run_layout(world, other, wide, parallel::Reduction::kCanonical));
 }
 
+// Executors, with transfers polled and with a communication thread; no message counts as eager.
+TEST_P(TrainingLaunchedTest, InterleavedIsBitwiseAndChunkedIsClose) {
+  const Alone alone(GetParam());
+  for (const auto by : {comm::ProgressBy::kThread, comm::ProgressBy::kPoll}) {
+    const auto progress = std::make_shared<comm::Progress>();
+    progress->advance_by(by);
+    const comm::Group world(comm::make_mpi_world({.eager_bytes = 0}, progress));
+    expect_executor_promises(world, {.dp = world.size(), .ep = world.size()}, GetParam(), alone);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, TrainingLaunchedTest, ::testing::ValuesIn(layout_cases()),
                          [](const auto& info) { return info.param.name; });
 

@@ -6,7 +6,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
 
-#include "model/executor.h"
+#include "model/executors/sequential.h"
 #include "support/allocator.h"
 #include "support/tiny_models.h"
 
@@ -42,7 +42,7 @@ Kept kept_bytes(model::Recompute recompute, const Batch& batch) {
   nn::Gradients gradients{at::zeros_like(m.parameters().flat(false)), {at::zeros_like(m.parameters().flat(true))}};
   nn::Frame frame = m.frame(batch, &gradients);
   const int64_t before = bytes_in_use();
-  model::SequentialExecutor::forward(m, frame);
+  model::SequentialExecutor(m).forward(frame);
   Kept kept{.all = bytes_in_use() - before};
   nn::Frame counted = m.frame(batch, &gradients);
   int64_t start = 0;

@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-#include "model/executor.h"
+#include "model/executors/sequential.h"
 #include "support/golden.h"
 
 namespace conclave {
@@ -22,7 +22,7 @@ TEST_P(GoldenFirstStep, GivesTransformersLossesAndGradients) {
   const Batch batch = testing::golden_batch(golden, 0);
   nn::Gradients gradients{at::zeros_like(m.parameters().flat(false)), {at::zeros_like(m.parameters().flat(true))}};
   nn::Frame frame = m.frame(batch, &gradients);
-  model::SequentialExecutor().run(m, frame);
+  model::SequentialExecutor(m).run(frame);
 
   const double targets = static_cast<double>(batch.sequences * (batch.length - 1));
   const double ce = golden["ce_loss"]["value"][0];

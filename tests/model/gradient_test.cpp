@@ -3,7 +3,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
 
-#include "model/executor.h"
+#include "model/executors/sequential.h"
 #include "support/tiny_models.h"
 
 namespace conclave {
@@ -35,7 +35,7 @@ double objective(const model::Transformer& m, const Batch& batch, nn::Gradients*
   gradients->dense.zero_();
   gradients->experts[0].zero_();
   gradients->fresh = true;
-  model::SequentialExecutor().run(m, again);
+  model::SequentialExecutor(m).run(again);
   return total;
 }
 

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/tensor_checks.h"
-#include "model/executor.h"
+#include "model/executors/sequential.h"
 #include "model/routing_totals.h"
 #include "moe/router.h"
 #include "support/expert_mesh.h"
@@ -111,7 +111,7 @@ TEST(BalancerBias, IsNoParameterAndIsMovedByNoForwardOrBackward) {
   nn::Gradients gradients{at::zeros_like(m.parameters().flat(false)), {at::zeros_like(m.parameters().flat(true))}};
   for (nn::Gradients* g : {static_cast<nn::Gradients*>(nullptr), &gradients}) {
     nn::Frame frame = m.frame(batch, g);
-    model::SequentialExecutor().run(m, frame);
+    model::SequentialExecutor(m).run(frame);
     kernels::expect_same_bits(m.balance()[0].bias_E, before, g ? "training" : "evaluation");
     EXPECT_TRUE(m.balance()[0].last_counts_E.empty());
   }
@@ -130,7 +130,7 @@ Balance after_steps(const comm::Group& group) {
       const int64_t index = group.rank() * (4 / group.size()) + i;
       const Batch batch = conclave::testing::random_batch(1, 9, 23, 3, step * 4 + index);
       nn::Frame frame = m.frame(batch, nullptr);
-      model::SequentialExecutor().run(m, frame);
+      model::SequentialExecutor(m).run(frame);
       totals.add(m, frame);
     }
     totals.reduce(group);

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/tensor_checks.h"
-#include "model/executor.h"
+#include "model/executors/sequential.h"
 #include "support/expert_mesh.h"
 #include "support/moe_layer.h"
 #include "support/ranks.h"
@@ -138,8 +138,8 @@ TEST(DroplessDeepSeekMoe, WithoutTheRoutedPartIsADenseLayerOfTheSharedWidth) {
   }
   const Batch batch = conclave::testing::random_batch(2, 9, 23, 3);
   nn::Frame a = moe.frame(batch, nullptr), b = dense.frame(batch, nullptr);
-  model::SequentialExecutor().run(moe, a);
-  model::SequentialExecutor().run(dense, b);
+  model::SequentialExecutor(moe).run(a);
+  model::SequentialExecutor(dense).run(b);
   kernels::expect_same_bits(moe.hidden(a), dense.hidden(b), "hidden");
 }
 

@@ -22,6 +22,7 @@ struct Layout {
   int64_t dp = 1, ep = 1, zero = 0, tp = 1, etp = 1;
   bool sequence_parallel = true;
   moe::DispatchType dispatch = moe::DispatchType::kAuto;
+  parallel::ExecutorType executor = parallel::ExecutorType::kSequential;
 
   int ranks() const { return static_cast<int>(dp * tp); }
 };
@@ -197,6 +198,8 @@ class RankRun {
     config.parallel.zero = layout.zero;
     config.moe.dispatch.type = layout.dispatch;
     config.parallel.reduction = reduction;
+    config.parallel.executor = layout.executor;
+    if (layout.executor == parallel::ExecutorType::kChunked) config.parallel.chunks = 3;  // does not divide the tokens
     train::resolve(config, layout.ranks());
     return config;
   }
@@ -291,6 +294,21 @@ struct Alone {
 };
 
 // Both promises on the ranks of `world`, with and without sharded optimizer state, for every dispatcher.
+// Executors against the sequential one: the same bits with two micro-batches in flight, close with chunks.
+inline void expect_executor_promises(const comm::Group& world, Layout layout, const LayoutCase& layout_case,
+                                     const Alone& alone) {
+  for (const auto executor : {parallel::ExecutorType::kInterleaved, parallel::ExecutorType::kChunked}) {
+    layout.executor = executor;
+    const bool interleaved = executor == parallel::ExecutorType::kInterleaved;
+    SCOPED_TRACE(fmt::format("{}: dp {} ep {} {}, rank {}", layout_case.name, layout.dp, layout.ep,
+                             interleaved ? "interleaved" : "chunked", world.rank()));
+    if (interleaved)
+      expect_same(run_layout(world, layout, layout_case, parallel::Reduction::kCanonical), alone.canonical);
+    expect_close(run_layout(world, layout, layout_case, parallel::Reduction::kFast), alone.fast);
+  }
+}
+
+// Both promises on the ranks of `world`, with and without sharded optimizer state.
 inline void expect_layout_promise(const comm::Group& world, Layout layout, const LayoutCase& layout_case,
                                   const Alone& alone) {
   for (const int64_t zero : {0, 1}) {

@@ -21,6 +21,50 @@ TEST_P(LayoutRanks, CanonicalIsBitwiseAndFastIsClose) {
   }
 }
 
+class ExecutorRanks : public ::testing::TestWithParam<LayoutCase> {};
+
+// Of 8, 4, 2 and 1 micro-batches a rank.
+TEST_P(ExecutorRanks, InterleavedIsBitwiseAndChunkedIsClose) {
+  const Alone alone(GetParam());
+  expect_executor_promises({}, {}, GetParam(), alone);
+  for (const Layout layout : {Layout{2, 2}, Layout{4, 2}, Layout{4, 4}, Layout{8, 2}}) {
+    run_ranks(static_cast<int>(layout.dp),
+              [&](const comm::Group& world) { expect_executor_promises(world, layout, GetParam(), alone); });
+  }
+}
+
+// The last one of three is alone in flight.
+TEST(ExecutorOddRanks, AnOddNumberOfMicroBatches) {
+  const LayoutCase odd{.name = "Odd", .change = [](auto& config) { config.train.global_batch_size = 12; }};
+  const auto alone = run_layout({}, {}, odd, kFast);
+  expect_close(run_layout({}, {.executor = parallel::ExecutorType::kInterleaved}, odd, kFast), alone);
+  run_ranks(2, [&](const comm::Group& world) {
+    for (const auto executor : {parallel::ExecutorType::kInterleaved, parallel::ExecutorType::kChunked})
+      expect_close(run_layout(world, {.dp = 2, .ep = 2, .zero = 1, .executor = executor}, odd, kFast), alone);
+  });
+}
+
+// With tensor-parallel ranks every lane communicates inside of its stages as well.
+TEST(ExecutorTensorRanks, HaveThePromisesOfTheirLayout) {
+  using parallel::ExecutorType;
+  const LayoutCase wide{.name = "Wide", .change = [](auto& config) { config.train.micro_batch_size = 4; }};
+  for (Layout layout : {Layout{.dp = 2, .ep = 4, .tp = 2}, Layout{.dp = 2, .ep = 2, .zero = 1, .tp = 2, .etp = 2}}) {
+    run_ranks(4, [&](const comm::Group& world) {
+      auto of_type = layout;
+      const auto canonical = run_layout(world, of_type, wide, kCanonical),
+                 fast = run_layout(world, of_type, wide, kFast);
+      of_type.executor = ExecutorType::kInterleaved;
+      expect_same(run_layout(world, of_type, wide, kCanonical), canonical);
+      expect_close(run_layout(world, of_type, wide, kFast), fast);
+      of_type.executor = ExecutorType::kChunked;
+      expect_close(run_layout(world, of_type, wide, kFast), fast);
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ExecutorRanks, ::testing::ValuesIn(layout_cases()),
+                         [](const auto& info) { return info.param.name; });
+
 INSTANTIATE_TEST_SUITE_P(All, LayoutRanks, ::testing::ValuesIn(layout_cases()),
                          [](const auto& info) { return info.param.name; });
 

@@ -23,7 +23,10 @@ LayoutCase with(model::Recompute recompute, moe::BackwardRows rows, bool dense_f
 TEST(RecomputeRanks, EveryLevelHasTheBitsOfKeepingAll) {
   using model::Recompute;
   using moe::BackwardRows;
+  using parallel::ExecutorType;
+  constexpr auto kFast = parallel::Reduction::kFast;
   for (const bool dense_first : {false, true}) {
+    const auto fast = run_layout({}, {}, with(Recompute::kNone, BackwardRows::kKeep, dense_first), kFast);
     const auto kept =
         run_layout({}, {}, with(Recompute::kNone, BackwardRows::kKeep, dense_first), parallel::Reduction::kCanonical);
     for (const auto recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
@@ -31,8 +34,14 @@ TEST(RecomputeRanks, EveryLevelHasTheBitsOfKeepingAll) {
         const auto layout_case = with(recompute, rows, dense_first);
         expect_same(run_layout({}, {}, layout_case, parallel::Reduction::kCanonical), kept);
         run_ranks(2, [&](const comm::Group& world) {
-          const auto spread = run_layout(world, {2, 2}, layout_case, parallel::Reduction::kCanonical);
-          if (world.rank() == 0) expect_same(spread, kept);
+          for (const auto executor : {ExecutorType::kSequential, ExecutorType::kInterleaved}) {
+            const auto spread = run_layout(world, {.dp = 2, .ep = 2, .executor = executor}, layout_case,
+                                           parallel::Reduction::kCanonical);
+            if (world.rank() == 0) expect_same(spread, kept);
+          }
+          const auto chunked =
+              run_layout(world, {.dp = 2, .ep = 2, .executor = ExecutorType::kChunked}, layout_case, kFast);
+          if (world.rank() == 0) expect_close(chunked, fast);
         });
       }
     }

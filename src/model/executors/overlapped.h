@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Executors that compute while exchanges are under way (model/schedule.h has the order inside one micro-batch).
+#pragma once
+
+#include "model/executor.h"
+#include "model/schedule.h"
+
+namespace conclave::model {
+
+// One micro-batch at a time. In a model built with TransformerConfig::chunks > 1 the chunks of its tokens pass
+// dispatch, experts and combine one behind the other; in any model, what no exchange waits for runs beside it.
+class ChunkedExecutor : public Executor {
+ public:
+  ChunkedExecutor(const Transformer& model, Timeline* timeline)
+      : model_(model), timeline_(timeline), schedule_(plan_schedule(model.stages(), model.stage_memory())) {}
+  void run(const MicroBatches& micro_batches) const override;
+
+ private:
+  const Transformer& model_;
+  Timeline* timeline_;
+  Schedule schedule_;
+};
+
+// Two micro-batches in flight: while one exchanges the other computes, whether forward or backward. A lane takes the
+// next micro-batch as soon as its last one has ended, so that the end of one meets the beginning of another; one that
+// is alone still has its own work beside its exchanges.
+class InterleavedExecutor : public Executor {
+ public:
+  InterleavedExecutor(const Transformer& model, Timeline* timeline)
+      : model_(model), timeline_(timeline), schedule_(plan_schedule(model.stages(), model.stage_memory())) {}
+  void run(const MicroBatches& micro_batches) const override;
+  int in_flight() const override { return 2; }
+
+ private:
+  const Transformer& model_;
+  Timeline* timeline_;
+  Schedule schedule_;
+};
+
+}  // namespace conclave::model

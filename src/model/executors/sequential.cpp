@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/executors/sequential.h"
+
+namespace conclave::model {
+
+void SequentialExecutor::run(const MicroBatches& micro_batches) const {
+  for (int64_t i = 0; i < micro_batches.count; ++i) {
+    nn::Frame frame = micro_batches.begin(i);
+    run(frame);
+    micro_batches.end(i, frame);
+  }
+}
+
+void SequentialExecutor::run(nn::Frame& frame) const {
+  forward(frame);
+  if (!frame.training()) return;
+  backward(frame);
+  frame.gradients().fresh = false;
+}
+
+void SequentialExecutor::forward(nn::Frame& frame) const {
+  const auto& stages = model_.stages();
+  for (size_t s = 0; s < stages.size(); ++s) {
+    {
+      const Span span(timeline_, stages[s]->name(), "forward", frame.batch().index);
+      stages[s]->forward(frame);
+    }
+    if (!frame.training()) continue;
+    const auto& memory = model_.stage_memory()[s];
+    for (const nn::Slot slot : memory.unread) frame.value(slot) = Tensor();
+    for (const size_t dropped : memory.dropped) {
+      frame.forget(stages[dropped]->index());
+      for (const nn::Slot slot : stages[dropped]->outputs()) frame.value(slot) = Tensor();
+    }
+  }
+}
+
+void SequentialExecutor::backward(nn::Frame& frame) const {
+  const auto& stages = model_.stages();
+  const int64_t micro_batch = frame.batch().index;
+  for (size_t s = stages.size(); s-- > 0;) {
+    for (const size_t again : model_.stage_memory()[s].again) {
+      const Span span(timeline_, stages[again]->name(), "forward again", micro_batch);
+      stages[again]->forward_again(frame);
+    }
+    {
+      const Span span(timeline_, stages[s]->name(), "backward", micro_batch);
+      stages[s]->backward_input(frame);
+    }
+    const Span span(timeline_, stages[s]->name(), "weight gradients", micro_batch);
+    stages[s]->backward_weight(frame);
+    // Nothing before this stage reads its outputs again.
+    for (const nn::Slot slot : stages[s]->outputs()) {
+      frame.grad(slot) = Tensor();
+      frame.value(slot) = Tensor();
+    }
+  }
+}
+
+}  // namespace conclave::model
