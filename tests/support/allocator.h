@@ -18,8 +18,9 @@ inline int64_t bytes_in_use() {
 inline bool allocator_counts() {
   constexpr int64_t kBlock = 1 << 20;
   const int64_t before = bytes_in_use();
-  const std::vector<volatile char> block(kBlock);  // volatile: one that nobody reads may never be asked for
-  return bytes_in_use() - before + block[0] >= kBlock;
+  const std::vector<char> block(kBlock);
+  const volatile char* const first = block.data();  // volatile: a block that nobody reads may never be asked for
+  return bytes_in_use() - before + *first >= kBlock;
 }
 
 }  // namespace conclave::test
