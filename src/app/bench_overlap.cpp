@@ -36,7 +36,7 @@ class Subject {
         config_(with(std::move(config), type)),
         recording_(std::make_shared<Recording>()),
         world_(recorded(world, recording_)),
-        mesh_(world_, parallel::mesh_sizes(config_.parallel, world.size())),
+        mesh_(world_, config_.parallel),
         model_(train::transformer_config(config_), mesh_),
         executor_(model::Executor::make(type, model_)),
         gradients_{
@@ -71,6 +71,8 @@ class Subject {
  private:
   static train::RunConfig with(train::RunConfig config, ExecutorType type) {
     config.parallel.executor = type;
+    // What is recorded and played back are all-to-alls.
+    config.moe.dispatch.type = moe::DispatchType::kAllToAll;
     return config;
   }
   void run(bool training, std::vector<double>* losses) {

@@ -54,8 +54,8 @@ TEST(InfoReport, SpreadsExpertsOverRanksAndNamesTheGradientSets) {
   config.parallel.ep = 4;
   config.parallel.reduction = parallel::Reduction::kCanonical;
   const auto text = info_report(config, 4);
-  EXPECT_THAT(
-      text, HasSubstr("4 ranks, dp 4, tp 1, ep 4, etp 1, 8 micro-batches of 1024 tokens a step, reduction canonical, zero 1, fp32"));
+  EXPECT_THAT(text, HasSubstr("4 ranks, dp 4, tp 1, ep 4, etp 1, 8 micro-batches of 1024 tokens a step, reduction "
+                              "canonical, zero 1, fp32"));
   EXPECT_THAT(text, HasSubstr("gradients (2 sets, x 4 for local experts)"));
 }
 

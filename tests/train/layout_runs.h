@@ -293,7 +293,6 @@ struct Alone {
   LayoutOutcome canonical, canonical_step, fast;
 };
 
-// Both promises on the ranks of `world`, with and without sharded optimizer state, for every dispatcher.
 // Executors against the sequential one: the same bits with two micro-batches in flight, close with chunks.
 inline void expect_executor_promises(const comm::Group& world, Layout layout, const LayoutCase& layout_case,
                                      const Alone& alone) {
@@ -308,7 +307,7 @@ inline void expect_executor_promises(const comm::Group& world, Layout layout, co
   }
 }
 
-// Both promises on the ranks of `world`, with and without sharded optimizer state.
+// Both promises on the ranks of `world`, with and without sharded optimizer state, for every dispatcher.
 inline void expect_layout_promise(const comm::Group& world, Layout layout, const LayoutCase& layout_case,
                                   const Alone& alone) {
   for (const int64_t zero : {0, 1}) {
