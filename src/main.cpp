@@ -10,6 +10,7 @@
 #include "app/check_command.h"
 #include "app/config_command.h"
 #include "app/data_command.h"
+#include "app/doctor_command.h"
 #include "app/eval_command.h"
 #include "app/info_command.h"
 #include "app/sample_command.h"
@@ -54,6 +55,7 @@ int main(int argc, char** argv) {
   app::add_sample_command(app, run);
   app::add_verify_command(app, run);
   app::add_bench_command(app, run);
+  app::add_doctor_command(app, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -93,7 +93,7 @@ int train_in(comm::World& world, const TrainOptions& options) {
   log->info("{}", train::startup_block(config, mesh, batches, around));
   for (const auto& warning : loaded.warnings) log->warn("{}", warning);
 
-  comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank(), world.activity());
+  comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank(), world.activity(), world.roll_call());
   model::Transformer model(train::transformer_config(config), mesh);
   if (!model.dispatch_reason().empty()) log->info("dispatch {}", model.dispatch_reason());
   train::TrainStep step(config, mesh, model, failpoints);

@@ -115,7 +115,7 @@ int verify_in(comm::World& world, const VerifyCommand& command) {
   }
   // Between two beats lie all steps of a layout.
   comm::Watchdog watchdog(config.train.hang_timeout.seconds * static_cast<double>(options.steps + 1), world.rank(),
-                          world.activity());
+                          world.activity(), world.roll_call());
   const auto run_ranks = [&, layout = int64_t{0}](int ranks, const auto& body) mutable {
     watchdog.beat(++layout, "a layout of verify");
     rank_runner(group)(ranks, body);

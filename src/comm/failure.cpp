@@ -15,7 +15,8 @@ bool is_lost_peer(const Failure& failure) { return failure.code == static_cast<i
 bool is_cause(const Failure& failure) { return failure.code != 0 && !is_lost_peer(failure); }
 bool is_same(const Failure& a, const Failure& b) { return a.code == b.code && a.message == b.message; }
 
-// "rank 3 on a", "ranks 0-1 on a, 4 on b".
+}  // namespace
+
 std::string name_ranks(const std::vector<int>& ranks, const std::vector<std::string>& hosts) {
   std::string text = ranks.size() == 1 ? "rank " : "ranks ";
   for (size_t first = 0; first < ranks.size();) {
@@ -30,8 +31,6 @@ std::string name_ranks(const std::vector<int>& ranks, const std::vector<std::str
   }
   return text;
 }
-
-}  // namespace
 
 Failure failure_of(std::exception_ptr error) {
   const int bug = static_cast<int>(ExitCode::kBug);

@@ -13,6 +13,9 @@ struct Failure {
   std::string message;
 };
 
+// "rank 3 on a", "ranks 0-1 on a, 4 on b". `hosts` is by rank.
+std::string name_ranks(const std::vector<int>& ranks, const std::vector<std::string>& hosts);
+
 // `error` as a failure: conclave's own errors keep their code; anything else is a bug (70).
 Failure failure_of(std::exception_ptr error);
 

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ends a process whose step no longer moves: a hung collective gives no error, only silence. Its thread never calls
-// MPI, which may be what hangs; the launcher ends the other ranks when this one is gone.
+// MPI, which may be what hangs; the launcher ends the other ranks when this one is gone. Whom the others wait for it
+// learns from a roll call.
 #pragma once
 
-#include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -12,8 +11,10 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "comm/activity.h"
+#include "comm/roll_call.h"
 
 namespace conclave::comm {
 
@@ -25,28 +26,30 @@ class Watchdog {
   static void print_and_exit(const std::string& report);
 
   // Watches from now on; `seconds` <= 0 watches nothing. `action` runs on the watchdog's thread, once. `activity` tells
-  // who waits in a collective from who does not arrive there: the latter reports first and so ends the job alone.
-  Watchdog(double seconds, int rank, std::shared_ptr<const Activity> activity, Action action = print_and_exit);
+  // who waits in a collective from who does not arrive there: the latter reports first and so ends the job alone. Of
+  // those that wait, the lowest rank that answers `roll_call` (null: nobody is asked) speaks for all.
+  Watchdog(double seconds, int rank, std::shared_ptr<Activity> activity, const RollCall* roll_call = nullptr,
+           Action action = print_and_exit);
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
   // The step is alive and enters `operation` (text that lives for ever: a literal). Costs a few stores; any thread.
-  void beat(int64_t step, const char* operation);
+  void beat(int64_t step, const char* operation) { activity_->beat(step, operation); }
 
  private:
-  using Clock = std::chrono::steady_clock;
+  using Clock = Activity::Clock;
   void watch();
   Clock::time_point deadline() const;
-  std::string report(double elapsed) const;
+  bool speaks(const std::vector<RollCall::Answer>& answers) const;
+  std::string report(const std::vector<RollCall::Answer>& answers) const;
 
   double seconds_;
   int rank_;
-  std::shared_ptr<const Activity> activity_;
+  std::shared_ptr<Activity> activity_;
+  const RollCall* roll_call_;
   Action action_;
-  std::atomic<int64_t> step_{0};
-  std::atomic<const char*> operation_{"start"};
-  std::atomic<Clock::rep> last_beat_;
+  double deference_ = 0;  // seconds given to a lower rank to speak first
   std::mutex mutex_;
   std::condition_variable stop_;
   bool stopping_ = false;

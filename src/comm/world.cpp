@@ -75,6 +75,7 @@ World::World() {
           promised);
   }
   hosts_ = group_.all_gather_text(host_name());
+  if (size() > 1) roll_call_ = std::make_unique<RollCall>(group_, hosts_, activity_);
   const std::vector<cpu_set_t> cpus = group_.all_gather_value(own_cpus());
   int sharers = 0;
   local_size_ = 0;

@@ -13,6 +13,7 @@
 #include "comm/failure.h"
 #include "comm/group.h"
 #include "comm/mpi_group.h"
+#include "comm/roll_call.h"
 
 namespace conclave::comm {
 
@@ -39,8 +40,10 @@ class World {
   // under way.
   void advance_by(ProgressBy by) { progress_->advance_by(by); }
 
-  // What this rank is doing in any of these groups, for the watchdog.
-  std::shared_ptr<const Activity> activity() const { return activity_; }
+  // What this rank is doing in any of these groups, and whom to ask what the others do (null for one rank): for the
+  // watchdog.
+  std::shared_ptr<Activity> activity() const { return activity_; }
+  const RollCall* roll_call() const { return roll_call_.get(); }
 
   // Runs this rank's part and returns the process's exit code. When `body` throws on every rank, rank 0 prints and all
   // return; when it throws on some, the lowest of them prints one block and ends the job, within seconds, with the code
@@ -56,6 +59,7 @@ class World {
   std::shared_ptr<Activity> activity_ = std::make_shared<Activity>();
   Group group_;
   std::vector<std::string> hosts_;
+  std::unique_ptr<RollCall> roll_call_;
   int local_rank_ = 0;
   int local_size_ = 1;
   int cores_ = 1;

@@ -13,7 +13,7 @@ using testing::HasSubstr;
 
 TEST(WatchdogTest, SaysWhichRankStepAndOperationStoodStill) {
   std::promise<std::string> reported;
-  Watchdog watchdog(0.1, 3, nullptr, [&](const std::string& report) { reported.set_value(report); });
+  Watchdog watchdog(0.1, 3, nullptr, nullptr, [&](const std::string& report) { reported.set_value(report); });
   watchdog.beat(41, "reduce gradients");
   auto future = reported.get_future();
   ASSERT_EQ(future.wait_for(std::chrono::seconds(20)), std::future_status::ready);
@@ -25,7 +25,7 @@ TEST(WatchdogTest, SaysWhichRankStepAndOperationStoodStill) {
 TEST(WatchdogTest, StaysQuietWhileTheStepBeats) {
   std::atomic<int> fired{0};
   {
-    Watchdog watchdog(1.0, 0, nullptr, [&](const std::string&) { ++fired; });
+    Watchdog watchdog(1.0, 0, nullptr, nullptr, [&](const std::string&) { ++fired; });
     for (int i = 0; i < 30; ++i) {
       watchdog.beat(i, "forward");
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -38,8 +38,8 @@ TEST(WatchdogTest, WhoWaitsForOthersLetsThemSpeakFirst) {
   const auto hangs = std::make_shared<Activity>(), waits = std::make_shared<Activity>();
   waits->enter("all_reduce");
   std::promise<std::string> first, second;
-  Watchdog waiting(0.1, 0, waits, [&](const std::string& report) { second.set_value(report); });
-  Watchdog hanging(0.1, 1, hangs, [&](const std::string& report) { first.set_value(report); });
+  Watchdog waiting(0.1, 0, waits, nullptr, [&](const std::string& report) { second.set_value(report); });
+  Watchdog hanging(0.1, 1, hangs, nullptr, [&](const std::string& report) { first.set_value(report); });
   auto late = second.get_future();
   EXPECT_THAT(first.get_future().get(), HasSubstr("rank 1: nothing has moved"));
   EXPECT_EQ(late.wait_for(std::chrono::seconds(0)), std::future_status::timeout);
@@ -49,7 +49,7 @@ TEST(WatchdogTest, WhoWaitsForOthersLetsThemSpeakFirst) {
 TEST(WatchdogTest, ZeroSecondsWatchNothing) {
   std::atomic<int> fired{0};
   {
-    Watchdog watchdog(0, 0, nullptr, [&](const std::string&) { ++fired; });
+    Watchdog watchdog(0, 0, nullptr, nullptr, [&](const std::string&) { ++fired; });
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
   EXPECT_EQ(fired, 0);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A job whose ranks end in the way named on the command line; the others wait in a collective for ever.
+#include <csignal>
 #include <string>
 
 #include "comm/watchdog.h"
@@ -13,6 +14,15 @@ int wait_for_ever(const comm::Group& group) {
   for (;;) group.barrier();
 }
 
+// Everybody waits for `stopped`, which SIGSTOP keeps from saying anything.
+int wait_for_stopped(const comm::World& world, int stopped) {
+  const comm::Group group = world.group();
+  comm::Watchdog watchdog(0.5, world.rank(), world.activity(), world.roll_call());
+  watchdog.beat(7, "reduce");
+  if (world.rank() == stopped) std::raise(SIGSTOP);
+  return wait_for_ever(group);
+}
+
 int run(const std::string& scenario, const comm::World& world) {
   const comm::Group group = world.group();
   group.barrier();
@@ -23,6 +33,8 @@ int run(const std::string& scenario, const comm::World& world) {
   if (scenario == "some" && rank >= 2) throw IoError("the disk is full");
   if (scenario == "mixed" && rank == 1) throw CommError("rank 3 is gone");
   if (scenario == "mixed" && rank == 3) throw NumericError("loss is nan");
+  if (scenario == "stopped") return wait_for_stopped(world, 2);
+  if (scenario == "stopped-first") return wait_for_stopped(world, 0);
   if (scenario == "hang" && rank == 1) {
     comm::Watchdog watchdog(0.5, rank, nullptr);
     watchdog.beat(7, "reduce");
