@@ -45,7 +45,7 @@ Watchdog::~Watchdog() {
 // Who waits for others gives them time to speak first, and the launcher time to end the job; among those, rank 0 speaks
 // for all.
 Watchdog::Clock::time_point Watchdog::deadline() const {
-  const double patience = activity_->collective() == nullptr ? 0 : rank_ == 0 ? 3 : 6;
+  const double patience = activity_->collective() == nullptr ? 0 : rank_ == 0 ? 3 : 5;
   const std::chrono::duration<double> limit(seconds_ + patience + deference_);
   return activity_->last_beat() + std::chrono::duration_cast<Clock::duration>(limit);
 }
