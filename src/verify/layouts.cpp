@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <span>
 
 #include "config/fields.h"
 #include "core/error.h"
@@ -19,6 +20,7 @@ using parallel::Reduction;
 
 constexpr std::array kDispatchers = {DispatchType::kLocal, DispatchType::kAllToAll, DispatchType::kShared,
                                      DispatchType::kHierarchical, DispatchType::kAllGather};
+constexpr DispatchType kDense = DispatchType::kAuto;  // exchanges nothing
 constexpr std::array kExecutors = {ExecutorType::kSequential, ExecutorType::kChunked, ExecutorType::kInterleaved};
 
 // Why the configuration cannot be had, in one line; empty when it can.
@@ -31,23 +33,6 @@ std::string problem_of(const train::RunConfig& config, const Layout& layout) {
     const size_t start = text.find('\n') + 1;  // behind "invalid configuration: 1 problem"
     return text.substr(start, text.find('\n', start) - start);
   }
-}
-
-// The values of `choices` that some layout may have; the others go to `unbuilt`.
-template <typename E, size_t kCount>
-std::vector<E> built(const train::RunConfig& config, const std::array<E, kCount>& choices, E Layout::*field,
-                     std::vector<std::string>& unbuilt) {
-  std::vector<E> values;
-  for (const E value : choices) {
-    Layout layout{.reduction = Reduction::kFast};
-    layout.*field = value;
-    if (problem_of(config, layout).find("not built yet") == std::string::npos) {
-      values.push_back(value);
-    } else {
-      unbuilt.emplace_back(config::enum_name(value));
-    }
-  }
-  return values;
 }
 
 // The reductions that a mesh can have.
@@ -142,10 +127,8 @@ train::RunConfig with_layout(const train::RunConfig& config, const Layout& layou
 LayoutPlan plan_layouts(const train::RunConfig& config, int64_t ranks, const std::string& obstacle) {
   LayoutPlan plan;
   const bool moe = has_experts(config);
-  const auto executors = built(config, kExecutors, &Layout::executor, plan.unbuilt);
-  const auto dispatchers = moe ? built(config, kDispatchers, &Layout::dispatch, plan.unbuilt)
-                               : std::vector<DispatchType>{DispatchType::kAuto};
-  plan.reference.dispatch = dispatchers.at(0);
+  const auto dispatchers = moe ? std::span<const DispatchType>(kDispatchers) : std::span(&kDense, 1);
+  plan.reference.dispatch = dispatchers[0];
   if (!obstacle.empty() || !problem_of(config, plan.reference).empty()) plan.reference.reduction = Reduction::kFast;
   with_layout(config, plan.reference);
   if (!obstacle.empty()) plan.skipped.push_back({"canonical", obstacle});
@@ -165,7 +148,7 @@ LayoutPlan plan_layouts(const train::RunConfig& config, int64_t ranks, const std
     }
     layout.reduction = possible[0], layout.zero = most_zero;
     for (const auto dispatch : dispatchers) {
-      for (const auto executor : executors) {
+      for (const auto executor : kExecutors) {
         const bool done = dispatch == plain && executor == ExecutorType::kSequential;
         if (done || !fits(dispatch, layout.ep)) continue;
         if (!moe && executor == ExecutorType::kChunked) continue;

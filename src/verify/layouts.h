@@ -44,7 +44,6 @@ struct LayoutPlan {
   Layout reference;  // one rank
   std::vector<Layout> layouts;
   std::vector<Skipped> skipped;
-  std::vector<std::string> unbuilt;  // values of dispatch and executor that no layout can have yet
 };
 
 // All layouts of 1 ... `ranks` ranks. `obstacle` is why canonical cannot be had on this machine, empty where it can.

@@ -88,7 +88,6 @@ std::string heading(const train::RunConfig& config, const LayoutPlan& plan, cons
       config.data.seq_len, train.global_batch_size);
   text += fmt::format("compared with {}; = same bits, else the largest relative difference\n", name_of(plan.reference));
   text += skipped_lines(plan.skipped);
-  if (!plan.unbuilt.empty()) text += fmt::format("not built yet: {}\n", fmt::join(plan.unbuilt, ", "));
   text += "\n";
   return text + fmt::format(kColumns, "layout", "reduction", "dispatch", "executor", "loss", "norm", "gradient",
                             "counts", "drops", "bias", "weights", "flips", "promise", "verdict");
@@ -137,7 +136,6 @@ Json to_json(const train::RunConfig& config, const LayoutPlan& plan, const Verif
             {"micro_batch_size", config.train.micro_batch_size},
             {"seq_len", config.data.seq_len},
             {"reference", name_of(plan.reference)},
-            {"not_built", plan.unbuilt},
             {"rows", Json::array()},
             {"skipped", Json::array()},
             {"all_hold", all_hold(rows)}};
