@@ -283,7 +283,8 @@ Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, S
 }
 
 bool TransformerBuilder::resends() const {
-  return m_.mesh_.ep().size() == 1 || config_.moe.dispatch.backward_rows == moe::BackwardRows::kResend;
+  return m_.mesh_.ep().size() * m_.mesh_.etp().size() == 1 ||
+         config_.moe.dispatch.backward_rows == moe::BackwardRows::kResend;
 }
 
 // Every chunk's dispatch stands before the first one's experts: all of them may be under way at a time.

@@ -15,6 +15,7 @@ std::vector<int32_t> Embedding::rows(const Batch& batch) const {
   if (tensor.whole()) return batch.tokens;
   std::vector<int32_t> rows;
   for (const int32_t token : batch.tokens) {
+    check(token < tensor.shape[0], "a token is in the vocabulary");
     const int64_t row = token - tensor.slice.begin;
     rows.push_back(row >= 0 && row < tensor.slice.count ? static_cast<int32_t>(row) : -1);
   }

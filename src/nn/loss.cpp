@@ -40,6 +40,9 @@ void Loss::chunk_losses(const Frame& frame, int64_t begin, Tensor& logits, Tenso
     kernels::cross_entropy_rows(logits, targets, mask, frame.training(), losses);
     return;
   }
+  const int64_t vocabulary = parameters_[head_].parts[0].shape[0];
+  for (size_t i = 0; i < targets.size(); ++i)
+    check(mask[i] == 0 || (targets[i] >= 0 && targets[i] < vocabulary), "a target is in the vocabulary");
   const kernels::VocabularyPart part{targets, mask, parameters_[head_].parts[0].slice.begin};
   Tensor lse = at::empty_like(losses), target = at::empty_like(losses);
   kernels::cross_entropy_part(logits, part, frame.training(), lse, target);

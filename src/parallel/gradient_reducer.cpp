@@ -104,8 +104,11 @@ class CanonicalReducer : public GradientReducer<T> {
 template <typename T>
 class FastSum {
  public:
-  FastSum(const comm::Group& group, const Shards& owned) : group_(group), owned_(owned), buffer_(owned.elements()) {
-    if (owned.group().size() > 1) sum_.emplace(group, owned, 1);
+  // `tp` ranks hold the same weights in groups of their own, at other places of buffers of other sizes where the
+  // vocabulary is uneven: the transport's order, which depends on the place, would let them drift apart.
+  FastSum(const comm::Group& group, const Shards& owned, int64_t tp)
+      : group_(group), owned_(owned), buffer_(owned.elements()) {
+    if (owned.group().size() > 1 || tp > 1) sum_.emplace(group, owned, 1);
   }
   std::span<T> buffer() const { return buffer_.span(); }
   std::span<T> own() const { return owned_.own(buffer()); }
@@ -122,7 +125,7 @@ class FastSum {
   comm::Group group_;
   Shards owned_;
   AlignedBuffer<T> buffer_;
-  std::optional<TreeReduce<T>> sum_;  // where ranks own shards; else the transport's
+  std::optional<TreeReduce<T>> sum_;  // where ranks own shards or tp asks; else the transport's
 };
 
 template <typename T>
@@ -131,8 +134,8 @@ class FastReducer : public GradientReducer<T> {
   explicit FastReducer(const GradientLayout& layout)
       : dp_(layout.dp.size()),
         sources_(layout.sources),
-        dense_(layout.dp, layout.dense),
-        expert_(layout.edp, layout.expert) {}
+        dense_(layout.dp, layout.dense, layout.tp),
+        expert_(layout.edp, layout.expert, layout.tp) {}
 
   void begin_step(int64_t micro_batches) override {
     counter_.begin(micro_batches, dp_);

@@ -136,6 +136,9 @@ void check_executor(const RunConfig& config, Rules& rules) {
   rules.require(!chunked || mesh.chunks <= tokens, {"parallel.chunks", "train.micro_batch_size", "data.seq_len"},
                 fmt::format("{} chunks of a micro-batch of {} tokens; use at most {}, better 2 to 8", mesh.chunks,
                             tokens, tokens));
+  constexpr int64_t kMostChunks = 64;  // all of them may be under way in the windows of dispatch shared
+  rules.require(!chunked || mesh.chunks <= kMostChunks, {"parallel.chunks"},
+                fmt::format("{} chunks; use at most {}, better 2 to 8", mesh.chunks, kMostChunks));
   const int64_t micro_batches = train_micro_batches(config);
   rules.warn_if(mesh.executor == parallel::ExecutorType::kInterleaved && micro_batches == 1,
                 {"parallel.executor", "train.global_batch_size", "train.micro_batch_size"},

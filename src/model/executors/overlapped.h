@@ -21,9 +21,8 @@ class ChunkedExecutor : public Executor {
   Schedule schedule_;
 };
 
-// Two micro-batches in flight: while one exchanges the other computes, whether forward or backward. A lane takes the
-// next micro-batch as soon as its last one has ended, so that the end of one meets the beginning of another; one that
-// is alone still has its own work beside its exchanges.
+// Two micro-batches in flight: while one exchanges the other computes. They take turns and so begin and end in the same
+// rounds, pair after pair; one that is alone still has its own work beside its exchanges.
 class InterleavedExecutor : public Executor {
  public:
   InterleavedExecutor(const Transformer& model, Timeline* timeline)
