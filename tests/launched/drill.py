@@ -83,7 +83,7 @@ class Job:
         return self.log.read_text(errors="replace")
 
     def alive(self):
-        """Numbers of all its processes, by rank; mpirun itself is rank -1."""
+        """Ranks of all its processes, by number; launcher and mpirun are rank -1."""
         found = {}
         for entry in pathlib.Path("/proc").iterdir():
             if not entry.name.isdigit():
@@ -94,13 +94,13 @@ class Job:
                 continue
             if f"{MARK}={self.mark}".encode() in words:
                 rank = [int(word.split(b"=")[1]) for word in words if word.startswith(b"OMPI_COMM_WORLD_RANK=")]
-                found[rank[0] if rank else -1] = int(entry.name)
+                found[int(entry.name)] = rank[0] if rank else -1
         return found
 
     def kill(self, ranks, number=signal.SIGKILL):
         """Sends a signal to some of alive(); returns how many it reached."""
         reached = 0
-        for rank, process in self.alive().items():
+        for process, rank in self.alive().items():
             if rank in ranks:
                 try:
                     os.kill(process, number)
