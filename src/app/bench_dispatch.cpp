@@ -44,7 +44,8 @@ moe::Routing random_routing(const DispatchBenchOptions& options, const DispatchC
                       [&](int32_t a, int32_t b) { return score[a] > score[b]; });
     ids.insert(ids.end(), order.begin(), order.begin() + shape.top_k);
   }
-  return moe::make_routing(ids, std::vector<uint8_t>(ids.size(), 1), shape.tokens, E);
+  const std::vector<uint8_t> keep(ids.size(), 1);
+  return moe::make_routing(moe::even_picks(std::move(ids), shape.tokens), keep, {0, shape.tokens}, E);
 }
 
 Tensor random_rows(const DispatchCase& shape, int rank) {

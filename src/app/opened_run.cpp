@@ -38,11 +38,9 @@ OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, L
   checkpoint::ResumeRequest request;
   request.check_config = false;
   request.load.partial = true;
-  std::vector<std::vector<int64_t>> counts;
   auto state = train::weight_state(*opened.model, opened.mesh);
-  for (auto& entry : train::balance_state(*opened.model, opened.mesh, counts)) state.push_back(entry);
+  for (auto& entry : train::method_state(*opened.model, opened.mesh)) state.push_back(entry);
   opened.step = checkpoint::load_newest(world, run, request, state, log).manifest.step;
-  train::restore_balance(*opened.model, counts);
   return opened;
 }
 

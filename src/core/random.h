@@ -17,6 +17,9 @@ enum class Purpose : uint32_t {
   kDropOrder = 5,
   kSample = 6,
   kTest = 7,
+  kRouterJitter = 8,
+  kRouterSecond = 9,
+  kHashTable = 12,
 };
 
 // One block of Philox4x32-10: four words from a 128-bit counter and a 64-bit key.

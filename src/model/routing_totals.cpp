@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/routing_totals.h"
 
+#include "core/tree_sum.h"
+
 namespace conclave::model {
 namespace {
 
@@ -8,12 +10,21 @@ void add_to(std::vector<int64_t>& sum, const std::vector<int64_t>& more) {
   for (size_t i = 0; i < sum.size(); ++i) sum[i] += more[i];
 }
 
+// Calls visit for each sum that is not a count, in one order.
+template <typename Visit>
+void for_each_sum(moe::StepTotals& t, const Visit& visit) {
+  for (double* value : {&t.entropy, &t.lse_squared, &t.targets}) visit(*value);
+  for (auto* values : {&t.losses, &t.sums})
+    for (double& value : *values) visit(value);
+}
+
 }  // namespace
 
 RoutingTotals::RoutingTotals(const Transformer& model) {
   for (const int l : model.moe_layers()) {
     const size_t E = model.shape().layers[l].num_experts;
-    LayerTotals totals;
+    moe::StepTotals totals;
+    totals.top_k = model.shape().layers[l].top_k;
     totals.chosen_E.assign(E, 0);
     totals.selected_E.assign(E, 0);
     totals.dispatched_E.assign(E, 0);
@@ -23,10 +34,10 @@ RoutingTotals::RoutingTotals(const Transformer& model) {
 }
 
 void RoutingTotals::add(const Transformer& model, nn::Frame& frame) {
-  std::vector<const moe::RouterStatistics*> storage;
-  const auto view = model.balance_view(frame, storage);
+  std::vector<const moe::Decision*> decisions;
+  const moe::LossView view = model.loss_view(frame, decisions);
   for (size_t l = 0; l < layers_.size(); ++l) {
-    const auto& s = *storage[l];
+    const auto& s = decisions[l]->statistics;
     auto& totals = layers_[l];
     for (int64_t b = 0; b < s.sequences; ++b)
       for (int64_t e = 0; e < s.experts; ++e) totals.chosen_E[e] += s.chosen_BE[b * s.experts + e];
@@ -34,49 +45,46 @@ void RoutingTotals::add(const Transformer& model, nn::Frame& frame) {
     add_to(totals.dispatched_E, s.dispatched_E);
     totals.tokens += s.tokens();
     totals.dropped += s.dropped;
-    totals.entropy += s.entropy;
-    totals.lse_squared += s.lse_squared;
-    totals.targets += s.targets();
-    for (size_t i = 0; i < totals.losses.size(); ++i) {
-      totals.losses[i] += s.targets() * model.balancer().value(view, static_cast<int>(i), static_cast<int>(l));
-    }
+    totals.entropy = s.entropy;
+    totals.lse_squared = s.lse_squared;
+    totals.targets = s.targets();
+    for (size_t i = 0; i < totals.losses.size(); ++i)
+      totals.losses[i] = s.targets() * model.balancer().value(view, static_cast<int>(i), static_cast<int>(l));
+    totals.sums = s.sums;
+    for_each_sum(totals, [&](double value) { sums_.push_back(value); });
   }
 }
 
 void RoutingTotals::reduce(const comm::Group& dp) {
   std::vector<int64_t> counts;
-  std::vector<double> sums;
   for (const auto& t : layers_) {
     for (const auto* v : {&t.chosen_E, &t.selected_E, &t.dispatched_E})
       counts.insert(counts.end(), v->begin(), v->end());
     counts.insert(counts.end(), {t.tokens, t.dropped});
-    sums.insert(sums.end(), {t.entropy, t.lse_squared, t.targets});
-    sums.insert(sums.end(), t.losses.begin(), t.losses.end());
   }
   dp.all_reduce(std::span<int64_t>(counts));
-  std::vector<double> all(sums.size() * dp.size());
-  dp.all_gather(std::span<const double>(sums), std::span<double>(all));
-  for (size_t i = 0; i < sums.size(); ++i) {
-    sums[i] = 0;
-    for (int r = 0; r < dp.size(); ++r) sums[i] += all[r * sums.size() + i];
-  }
-  size_t c = 0, s = 0;
+  // A rank's micro-batches follow each other in the global order, and so do the ranks.
+  std::vector<double> all(sums_.size() * dp.size());
+  dp.all_gather(std::span<const double>(sums_), std::span<double>(all));
+  size_t width = 0, c = 0, s = 0;
+  for (auto& t : layers_) for_each_sum(t, [&](double) { ++width; });
   for (auto& t : layers_) {
     for (auto* v : {&t.chosen_E, &t.selected_E, &t.dispatched_E})
       for (auto& value : *v) value = counts[c++];
     t.tokens = counts[c++];
     t.dropped = counts[c++];
-    t.entropy = sums[s++];
-    t.lse_squared = sums[s++];
-    t.targets = sums[s++];
-    for (auto& value : t.losses) value = sums[s++];
+    for_each_sum(t, [&](double& value) {
+      std::vector<double> terms;
+      for (size_t i = s++; i < all.size(); i += width) terms.push_back(all[i]);
+      value = tree_sum(std::span<const double>(terms));
+    });
   }
 }
 
 void RoutingTotals::end_step(Transformer& model) const {
-  for (size_t l = 0; l < layers_.size(); ++l) {
-    model.balancer().end_step(layers_[l].selected_E, layers_[l].chosen_E, model.balance()[l]);
-  }
+  model.balancer().end_step(layers_, model.state());
+  for (size_t l = 0; l < layers_.size(); ++l)
+    model.router(static_cast<int>(l)).end_step(layers_[l], model.state().layers[l]);
 }
 
 }  // namespace conclave::model

@@ -7,29 +7,24 @@
 
 #include "comm/group.h"
 #include "model/transformer.h"
+#include "moe/step_totals.h"
 
 namespace conclave::model {
-
-struct LayerTotals {
-  std::vector<int64_t> chosen_E, selected_E, dispatched_E;  // see moe::RouterStatistics
-  int64_t tokens = 0, dropped = 0;
-  double entropy = 0, lse_squared = 0;  // sums over tokens
-  std::vector<double> losses;           // raw value of each auxiliary loss, weighted by targets
-  double targets = 0;
-};
 
 class RoutingTotals {
  public:
   explicit RoutingTotals(const Transformer& model);
   void add(const Transformer& model, nn::Frame& frame);
-  // Sums over the data-parallel group; collective. Integers are exact; doubles are gathered and added in rank order.
+  // Sums over the data-parallel group; collective. Integers are exact; doubles are added over all micro-batches in one
+  // tree, so that dp does not change a bit of them. Every rank has added equally many.
   void reduce(const comm::Group& dp);
-  const std::vector<LayerTotals>& layers() const { return layers_; }
-  // Moves biases and remembers counts, once per optimizer step after reduce().
+  const std::vector<moe::StepTotals>& layers() const { return layers_; }
+  // Moves biases and what else methods carry on, once per optimizer step after reduce().
   void end_step(Transformer& model) const;
 
  private:
-  std::vector<LayerTotals> layers_;
+  std::vector<moe::StepTotals> layers_;
+  std::vector<double> sums_;  // doubles of each micro-batch, one after the other
 };
 
 }  // namespace conclave::model

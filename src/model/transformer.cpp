@@ -1,26 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/transformer.h"
 
-#include <ATen/ops/zeros.h>
-
 #include "model/transformer_builder.h"
 #include "nn/linear.h"
 
 namespace conclave::model {
 
 Transformer::Transformer(const TransformerConfig& config, const parallel::Mesh& mesh)
-    : shape_(model_shape(config.model, config.moe)),
-      mesh_(mesh),
-      balancer_(config.moe.balance, config.moe.router.score) {
+    : shape_(model_shape(config.model, config.moe)), mesh_(mesh), balancer_(config.moe.balance) {
   moe::DispatchNeeds needs{.bitwise = config.bitwise_dispatch};
+  std::vector<int64_t> experts;  // of each MoE layer
   for (size_t l = 0; l < shape_.layers.size(); ++l) {
     if (!shape_.layers[l].moe) continue;
     needs.top_k = std::max(needs.top_k, shape_.layers[l].top_k);
     moe_layers_.push_back(static_cast<int>(l));
-    moe::BalanceState state;
-    if (config.moe.balance.bias.update_rate > 0) state.bias_E = at::zeros({shape_.layers[l].num_experts});
-    balance_.push_back(std::move(state));
+    experts.push_back(shape_.layers[l].num_experts);
   }
+  balancer_.declare(experts, state_);
   make_dispatcher(config, needs);
   TransformerBuilder(*this, config).build();
   stage_memory_ = plan_memory(stages_, config.memory.recompute);
@@ -41,15 +37,15 @@ const moe::Decision& Transformer::decision(nn::Frame& frame, int moe_layer) cons
   return frame.object_as<moe::Decision>(decisions_[moe_layer]);
 }
 
-moe::Balancer::View Transformer::balance_view(nn::Frame& frame,
-                                              std::vector<const moe::RouterStatistics*>& storage) const {
+moe::LossView Transformer::loss_view(nn::Frame& frame, std::vector<const moe::Decision*>& storage) const {
   storage.clear();
-  for (size_t l = 0; l < decisions_.size(); ++l) storage.push_back(&decision(frame, static_cast<int>(l)).statistics);
-  return {storage, balance_};
+  for (size_t l = 0; l < decisions_.size(); ++l) storage.push_back(&decision(frame, static_cast<int>(l)));
+  return {storage, state_, frame.batch()};
 }
 
-nn::Frame Transformer::frame(const Batch& batch, nn::Gradients* gradients) const {
+nn::Frame Transformer::frame(const Batch& batch, nn::Gradients* gradients, int64_t step) const {
   nn::Frame frame(batch, slots_.count(), static_cast<int>(stages_.size()), gradients);
+  frame.set_step(step);
   frame.set_link(mesh_.ep());
   return frame;
 }

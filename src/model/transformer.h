@@ -51,17 +51,20 @@ class Transformer {
   const std::vector<std::unique_ptr<nn::Stage>>& stages() const { return stages_; }
   const std::vector<StageMemory>& stage_memory() const { return stage_memory_; }  // one for each stage
   const nn::SlotNames& slots() const { return slots_; }
-  // MoE layers in order: the layer's number in the model, its balancing state, and where a frame keeps its Decision.
+  // MoE layers in order: the layer's number in the model, and what its routing and balancing carry across steps.
   const std::vector<int>& moe_layers() const { return moe_layers_; }
-  std::vector<moe::BalanceState>& balance() { return balance_; }
+  moe::ModelState& state() { return state_; }
+  const moe::ModelState& state() const { return state_; }
+  const moe::Router& router(int moe_layer) const { return routes_[moe_layer]->router(); }
   // Why `moe.dispatch.type: auto` became what it is, one line; empty where it did not choose.
   const std::string& dispatch_reason() const { return dispatch_reason_; }
   const moe::Balancer& balancer() const { return balancer_; }
   const moe::Decision& decision(nn::Frame& frame, int moe_layer) const;
-  moe::Balancer::View balance_view(nn::Frame& frame, std::vector<const moe::RouterStatistics*>& storage) const;
+  // All decisions of a frame, as losses see them; `storage` keeps what the view points to.
+  moe::LossView loss_view(nn::Frame& frame, std::vector<const moe::Decision*>& storage) const;
 
-  // A frame for `batch`; without gradients it is an evaluation.
-  nn::Frame frame(const Batch& batch, nn::Gradients* gradients) const;
+  // A frame for `batch`; without gradients it is an evaluation. `step` optimizer steps came before.
+  nn::Frame frame(const Batch& batch, nn::Gradients* gradients, int64_t step = 0) const;
   // Final hidden states [T, D] of a frame whose forward has run, and logits [V] of one of its tokens. With tp they are
   // spread over the ranks, and asking is a bug.
   Tensor hidden(nn::Frame& frame) const;
@@ -77,11 +80,12 @@ class Transformer {
   nn::SlotNames slots_;
   std::string dispatch_reason_;
   std::unique_ptr<moe::Dispatcher> dispatcher_;
-  std::vector<moe::BalanceState> balance_;
+  moe::ModelState state_;
   moe::Balancer balancer_;
   std::vector<std::unique_ptr<nn::Stage>> stages_;
   std::vector<StageMemory> stage_memory_;
   std::vector<int> moe_layers_;
+  std::vector<const moe::RouteStage*> routes_;  // of the MoE layers, among the stages
   std::vector<nn::Slot> decisions_;
   nn::ParameterId head_ = 0;
   nn::Slot hidden_ = 0;

@@ -248,13 +248,30 @@ std::vector<moe::ExpertWeights> TransformerBuilder::expert_weights(const Name& n
   return weights;
 }
 
+void TransformerBuilder::route(const Name& name, const LayerShape& layer, moe::RouteSlots slots) {
+  slots.layer = static_cast<int>(m_.routes_.size());
+  moe::RouteConfig config{.moe = config_.moe,
+                          .shape = {.experts = layer.num_experts,
+                                    .top_k = layer.top_k,
+                                    .vocab = shape_.vocab,
+                                    .seed = config_.seed,
+                                    .layer = slots.layer},
+                          .observer = config_.choices,
+                          .tp = tp_};
+  const auto router = moe::Router::make(config_.moe.router, config.shape);
+  for (const auto& block : router->blocks(config.shape)) {
+    const auto weight = tensor(name("moe." + block.name + ".weight"), {block.columns, shape_.hidden}, Spread::kWhole);
+    config.blocks.push_back(matrix(weight, block.init_std.value_or(std_), ParameterKind::kRouter));
+  }
+  router->declare(config.shape, m_.state_.layers[slots.layer]);
+  auto& made = stage<moe::RouteStage>(name("moe.route"), m_.parameters_, config, m_.state_);
+  made.connect(std::move(slots));
+  m_.routes_.push_back(&made);
+}
+
 Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, Slot input) {
   const auto slot = [&](const char* what) { return m_.slots_.add(name(std::string("moe.") + what)); };
-  const auto router = matrix(tensor(name("moe.router.weight"), {layer.num_experts, shape_.hidden}, Spread::kWhole),
-                             std_, ParameterKind::kRouter);
-  int moe_layer = 0;
-  for (const auto& made : m_.stages_) moe_layer += dynamic_cast<const moe::RouteStage*>(made.get()) != nullptr;
-  const Slot decision = m_.decisions_[moe_layer];
+  const Slot decision = m_.decisions_[m_.routes_.size()];
   const moe::ExchangeSlots slots{.input = input,
                                  .weights = slot("weights"),
                                  .decision = decision,
@@ -263,14 +280,7 @@ Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, S
                                  .gates = slot("gates"),
                                  .results = slot("results"),
                                  .output = slot("output")};
-  auto& route =
-      stage<moe::RouteStage>(name("moe.route"), m_.parameters_,
-                             moe::RouteConfig{config_.moe, router, layer.top_k, config_.choices, tp_}, m_.balance_);
-  route.connect({.input = input,
-                 .weights = slots.weights,
-                 .decision = decision,
-                 .all_decisions = m_.decisions_,
-                 .layer = moe_layer});
+  route(name, layer, {.input = input, .weights = slots.weights, .decision = decision, .all_decisions = m_.decisions_});
   const moe::Experts experts(m_.parameters_, expert_weights(name, layer));
   if (config_.chunks > 1) {
     chunked_exchange(name, experts, slots);

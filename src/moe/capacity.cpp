@@ -2,34 +2,19 @@
 #include "moe/capacity.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <numeric>
-#include <vector>
 
 #include "core/error.h"
 
 namespace conclave::moe {
-namespace {
 
-// Pairs in the order in which they ask for a place.
-std::vector<int32_t> admission_order(const Choice& choice, DropPolicy policy) {
-  std::vector<int32_t> order(choice.ids_TK.size());
-  std::iota(order.begin(), order.end(), 0);  // token-major position
-  if (policy == DropPolicy::kPosition) return order;
-  if (policy == DropPolicy::kSlot) {
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int32_t a, int32_t b) { return a % choice.top_k < b % choice.top_k; });
-    return order;
-  }
-  check(policy == DropPolicy::kScore, "other drop policies are refused by the configuration");
-  by_dtype(choice.weights_TK, [&](auto zero) {
-    const auto weights = elements<decltype(zero)>(choice.weights_TK);
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return weights[a] > weights[b]; });
-  });
-  return order;
-}
-
-}  // namespace
+// One for each file in policies/.
+Admission::Row bpr_policy();
+Admission::Row position_policy();
+Admission::Row random_policy();
+Admission::Row slot_policy();
+Admission::Row score_policy();
 
 std::optional<int64_t> expert_capacity(const CapacityConfig& config, bool training, int64_t tokens, int64_t top_k,
                                        int64_t num_experts) {
@@ -40,16 +25,34 @@ std::optional<int64_t> expert_capacity(const CapacityConfig& config, bool traini
   return std::max(config.min, static_cast<int64_t>(std::ceil(wanted * (1 - 1e-12))));
 }
 
-int64_t drop_over_capacity(const Choice& choice, DropPolicy policy, int64_t capacity, std::span<uint8_t> keep_TK) {
-  std::vector<int64_t> taken(choice.logits_TE.size(1), 0);
+int64_t Admission::admit(Choice& choice, const RouteInput& in, int64_t capacity, std::span<uint8_t> keep_C) const {
+  std::vector<int64_t> taken(choice.experts, 0);
   int64_t dropped = 0;
-  for (const int32_t pair : admission_order(choice, policy)) {
-    if (!keep_TK[pair]) continue;
-    if (taken[choice.ids_TK[pair]]++ < capacity) continue;
-    keep_TK[pair] = 0;
+  for (const int32_t pick : order(choice, in)) {
+    if (!keep_C[pick]) continue;
+    if (taken[choice.picks.ids_C[pick]]++ < capacity) continue;
+    keep_C[pick] = 0;
     ++dropped;
   }
   return dropped;
+}
+
+std::span<const Admission::Row> Admission::table() {
+  static const std::array rows{position_policy(), slot_policy(), score_policy(), random_policy(), bpr_policy()};
+  return rows;
+}
+
+const Admission::Row& Admission::row(DropPolicy policy) {
+  const auto rows = table();
+  const auto found = std::find_if(rows.begin(), rows.end(), [&](const Row& row) { return row.policy == policy; });
+  check(found != rows.end(), "other drop policies are refused by the configuration");
+  return *found;
+}
+
+std::unique_ptr<Admission> Admission::make(const CapacityConfig& config, bool training) {
+  const Row& wanted = row(config.policy);
+  const bool leaky = wanted.info.causality == Causality::kLeaky;
+  return (training || !leaky ? wanted : row(DropPolicy::kPosition)).make(config);
 }
 
 }  // namespace conclave::moe

@@ -25,19 +25,18 @@ const ExpertIds& ChoiceRecord::at(const Batch& batch, int layer) const {
 int64_t ChoiceRecord::bytes() const {
   int64_t bytes = 0;
   for (const auto& [key, ids] : choices_)
-    bytes += static_cast<int64_t>((ids.selected_TK.size() + ids.unbiased_TK.size()) * sizeof(int32_t));
+    for (const Picks* picks : {&ids.selected, &ids.unbiased})
+      bytes += static_cast<int64_t>((picks->ids_C.size() + picks->offsets_T1.size()) * sizeof(int32_t));
   return bytes;
 }
 
 bool ChoiceReplay::chosen(const Batch& batch, int layer, ExpertIds& ids) {
   const ExpertIds& recorded = record_.at(batch, layer);
-  check(recorded.selected_TK.size() == ids.selected_TK.size(),
-        "a replayed micro-batch has the size of the recorded one");
-  const auto k = static_cast<std::ptrdiff_t>(ids.selected_TK.size()) / batch.tokens_count();
+  check(recorded.selected.tokens() == ids.selected.tokens(), "a replayed micro-batch has the size of the recorded one");
   for (int64_t t = 0; t < batch.tokens_count(); ++t) {
     if (batch.segment_ids[t] < 0) continue;
-    const auto own = ids.selected_TK.begin() + t * k;
-    flips_ += !std::equal(own, own + k, recorded.selected_TK.begin() + t * k);
+    const auto own = ids.selected.of(t), other = recorded.selected.of(t);
+    flips_ += !std::equal(own.begin(), own.end(), other.begin(), other.end());
   }
   if (replace_) ids = recorded;
   return replace_;

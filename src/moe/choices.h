@@ -9,19 +9,20 @@
 #include <vector>
 
 #include "core/batch.h"
+#include "moe/picks.h"
 
 namespace conclave::moe {
 
-// The experts of one micro-batch at one MoE layer, best first, before any drop. T tokens, K choices.
+// The experts of one micro-batch at one MoE layer, before any drop.
 struct ExpertIds {
-  std::vector<int32_t> selected_TK;  // what is dispatched: by score and bias
-  std::vector<int32_t> unbiased_TK;  // by score alone: what the auxiliary losses count
+  Picks selected;  // what is dispatched: by score and bias
+  Picks unbiased;  // by score alone: what the auxiliary losses count
 };
 
 class ChoiceObserver {
  public:
   virtual ~ChoiceObserver() = default;
-  // `layer` counts MoE layers. Returns whether it replaced the ids; sizes stay.
+  // `layer` counts MoE layers. Returns whether it replaced the ids.
   virtual bool chosen(const Batch& batch, int layer, ExpertIds& ids) = 0;
 };
 

@@ -27,7 +27,7 @@ Routing part_of(const Routing& whole, int64_t begin, int64_t end, std::vector<in
       place[n] = static_cast<int32_t>(pairs.size());
       pairs.push_back(n);
       part.rows_N.push_back(whole.rows_N[n] - static_cast<int32_t>(begin));
-      part.choices_N.push_back(whole.choices_N[n]);
+      part.picks_N.push_back(whole.picks_N[n]);
     }
     part.offsets_E1.push_back(static_cast<int32_t>(pairs.size()));
   }

@@ -8,7 +8,10 @@ namespace conclave::moe {
 
 enum class Branch { kSerial, kParallel, kResidual };
 enum class Score { kSoftmax, kSigmoid };
-enum class LossType { kSwitch, kZ };
+enum class LossType { kSwitch, kZ, kImportance, kLoad, kL1 };
+enum class GroupScore { kAuto, kMax, kTop2 };
+enum class HashTable { kModulo, kRandom };
+enum class HashFeature { kCurrent, kPrevious };
 enum class Level { kMicro, kSequence, kGlobal };
 enum class Convention { kMegatron, kSwitch, kGshard, kDeepspeed, kHuggingface, kDeepseek };
 enum class Scope { kLayer, kModel };
@@ -28,6 +31,42 @@ struct LayerPattern {
   }
 };
 
+// Options of one router each; given with another type they are refused.
+struct NoisyTopKConfig {
+  double epsilon = 1e-2;
+  void fields(auto&& field) {
+    field("epsilon", epsilon, "least standard deviation of the noise", config::kNotNegative);
+  }
+};
+
+struct HashConfig {
+  HashTable table = HashTable::kModulo;
+  HashFeature feature = HashFeature::kCurrent;
+  void fields(auto&& field) {
+    field("table", table, "expert of a token id: modulo = id mod E, random = drawn once");
+    field("feature", feature, "whose id: the token's own, or the one before it in the document");
+  }
+};
+
+struct SinkhornConfig {
+  double tolerance = 1e-4;
+  int64_t iterations = 100;
+  void fields(auto&& field) {
+    field("tolerance", tolerance, "mean change of the column factors at which to stop", config::kPositive);
+    field("iterations", iterations, "most iterations", config::kSize);
+  }
+};
+
+struct ExpertChoiceConfig {
+  double capacity_factor = 1.0;
+  double threshold_decay = 0.99;
+  void fields(auto&& field) {
+    field("capacity_factor", capacity_factor, "an expert takes factor * k * T / E tokens", config::kPositive);
+    field("threshold_decay", threshold_decay, "of the mean admission threshold that evaluation uses",
+          config::kDecayRate);
+  }
+};
+
 struct RouterConfig {
   std::string type = "topk";
   Score score = Score::kSoftmax;
@@ -36,13 +75,20 @@ struct RouterConfig {
   double routed_scaling_factor = 1.0;
   int64_t n_group = 1;
   int64_t topk_group = 1;
+  GroupScore group_score = GroupScore::kAuto;
   std::string second = "always";
+  double second_threshold = 0.2;
+  double jitter = 0.0;
   std::string dtype = "fp32";
+  std::optional<NoisyTopKConfig> noisy_topk = {};
+  std::optional<HashConfig> hash = {};
+  std::optional<SinkhornConfig> sinkhorn = {};
+  std::optional<ExpertChoiceConfig> expert_choice = {};
   std::optional<std::string> record;
   std::optional<std::string> replay;
 
   void fields(auto&& field) {
-    field("type", type, "how experts are chosen: topk");
+    field("type", type, "how experts are chosen: topk, noisy_topk, hash, sinkhorn, relu, expert_choice");
     field("score", score, "how logits become scores");
     field("score_before_topk", score_before_topk, "score over all experts, then choose; false = over the chosen ones");
     field("norm_topk_prob", norm_topk_prob, "divide the chosen weights by their sum");
@@ -50,10 +96,32 @@ struct RouterConfig {
           config::kPositive);
     field("n_group", n_group, "groups of experts for group-limited routing", config::kSize);
     field("topk_group", topk_group, "groups a token may use", config::kSize);
-    field("second", second, "second expert: always (GShard's random second expert is not built)");
+    field("group_score", group_score,
+          "of a group: its best score, or the sum of its best two; auto = top2 for sigmoid");
+    field("second", second, "second expert: always, or random = with probability weight / second_threshold (GShard)");
+    field("second_threshold", second_threshold, "weight from which on the second expert is always used",
+          config::kPositive);
+    field("jitter", jitter, "the router sees its input times a random factor in [1 - jitter, 1 + jitter] in training",
+          config::kDecayRate);
     field("dtype", dtype, "arithmetic of logits and scores, at least fp32");
+    field("noisy_topk", noisy_topk, "options of type noisy_topk");
+    field("hash", hash, "options of type hash");
+    field("sinkhorn", sinkhorn, "options of type sinkhorn");
+    field("expert_choice", expert_choice, "options of type expert_choice");
     field("record", record, "write chosen expert ids here");
     field("replay", replay, "take expert ids from such a recording");
+  }
+};
+
+// The adaptive coefficient of the L1 loss (ReMoE).
+struct L1Config {
+  double start = 1e-8;
+  double rate = 1.2;
+  bool balance = true;
+  void fields(auto&& field) {
+    field("start", start, "coefficient of the first step", config::kPositive);
+    field("rate", rate, "factor by which a step raises or lowers it", config::Rule{.min = 1, .above_min = true});
+    field("balance", balance, "weigh each expert's part by its share of the picks");
   }
 };
 
@@ -63,13 +131,16 @@ struct BalanceLoss {
   Level level = Level::kMicro;
   Convention convention = Convention::kMegatron;
   Scope scope = Scope::kLayer;
+  std::optional<L1Config> l1 = {};
 
   void fields(auto&& field) {
-    field("type", type, "switch = load balance, z = router z-loss");
-    field("coef", coef, "coefficient", config::kNotNegative);
+    field("type", type,
+          "switch = load balance, z = router z-loss, importance and load = squared variation, l1 = sparsity");
+    field("coef", coef, "coefficient; l1 has its own", config::kNotNegative);
     field("level", level, "where expert counts are taken: micro-batch, sequence, or global (counts of the last step)");
     field("convention", convention, "whose scale of the loss");
     field("scope", scope, "layer = each layer its own loss, model = all layers together (transformers)");
+    field("l1", l1, "options of type l1");
   }
 };
 
@@ -187,8 +258,27 @@ struct EnumNames<moe::Score> {
 };
 template <>
 struct EnumNames<moe::LossType> {
-  static constexpr std::array<std::pair<std::string_view, moe::LossType>, 2> kNames{
-      {{"switch", moe::LossType::kSwitch}, {"z", moe::LossType::kZ}}};
+  static constexpr std::array<std::pair<std::string_view, moe::LossType>, 5> kNames{
+      {{"switch", moe::LossType::kSwitch},
+       {"z", moe::LossType::kZ},
+       {"importance", moe::LossType::kImportance},
+       {"load", moe::LossType::kLoad},
+       {"l1", moe::LossType::kL1}}};
+};
+template <>
+struct EnumNames<moe::GroupScore> {
+  static constexpr std::array<std::pair<std::string_view, moe::GroupScore>, 3> kNames{
+      {{"auto", moe::GroupScore::kAuto}, {"max", moe::GroupScore::kMax}, {"top2", moe::GroupScore::kTop2}}};
+};
+template <>
+struct EnumNames<moe::HashTable> {
+  static constexpr std::array<std::pair<std::string_view, moe::HashTable>, 2> kNames{
+      {{"modulo", moe::HashTable::kModulo}, {"random", moe::HashTable::kRandom}}};
+};
+template <>
+struct EnumNames<moe::HashFeature> {
+  static constexpr std::array<std::pair<std::string_view, moe::HashFeature>, 2> kNames{
+      {{"current", moe::HashFeature::kCurrent}, {"previous", moe::HashFeature::kPrevious}}};
 };
 template <>
 struct EnumNames<moe::Level> {

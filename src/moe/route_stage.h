@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The router's stage: logits, choice, drops and statistics in forward; the gradient of weights and auxiliary losses in
-// backward. Logits are at least fp32. Input x [T, D]; outputs the pair weights [N] and, as an object, the Decision.
+// The router's stage: scores, choice, drops and statistics in forward; the gradient of weights and auxiliary losses in
+// backward. Scores are at least fp32. Input x [T, D]; outputs the pair weights [N] and, as an object, the Decision.
 // Under tensor parallelism x are this rank's tokens of the micro-batch. Drops and statistics need all of them, so
-// logits are gathered, and every rank makes the same choice for the whole micro-batch and dispatches its own tokens.
+// scores are gathered, and every rank makes the same choice for the whole micro-batch and dispatches its own tokens.
 #pragma once
 
 #include <memory>
@@ -12,17 +12,10 @@
 #include "moe/capacity.h"
 #include "moe/choices.h"
 #include "moe/router.h"
+#include "moe/scorer.h"
 #include "nn/stage.h"
 
 namespace conclave::moe {
-
-// Everything later stages and reports read of one layer's routing in one micro-batch.
-struct Decision {
-  Choice choice;                // of the whole micro-batch
-  Routing routing;              // of this rank's tokens
-  int64_t first_token = 0;      // of those in the micro-batch
-  RouterStatistics statistics;  // of the whole micro-batch
-};
 
 struct RouteSlots {
   nn::Slot input;
@@ -34,18 +27,18 @@ struct RouteSlots {
 
 struct RouteConfig {
   MoeConfig moe;
-  nn::ParameterId weight_ED = 0;
-  int64_t top_k = 1;                   // after granularity
+  std::vector<nn::ParameterId> blocks = {};  // one for each of the router's
+  RouteShape shape = {};
   ChoiceObserver* observer = nullptr;  // of training choices; outlives the stage
   comm::Group tp = {};                 // ranks that share the micro-batch's tokens; the stage is collective over it
 };
 
 class RouteStage : public nn::Stage {
  public:
-  // `states` has one entry for each MoE layer and outlives the stage.
-  RouteStage(nn::StageSite site, const nn::Parameters& parameters, const RouteConfig& config,
-             const std::vector<BalanceState>& states);
+  // `state` outlives the stage.
+  RouteStage(nn::StageSite site, const nn::Parameters& parameters, const RouteConfig& config, const ModelState& state);
   void connect(RouteSlots slots) { slots_ = std::move(slots); }
+  const Router& router() const { return *router_; }
 
   std::vector<nn::Slot> inputs() const override { return {slots_.input}; }
   std::vector<nn::Slot> outputs() const override { return {slots_.weights, slots_.decision}; }
@@ -54,24 +47,28 @@ class RouteStage : public nn::Stage {
   void backward_weight(nn::Frame& frame) override;
 
  private:
-  std::vector<int32_t> unbiased_ids(Choice& choice, const nn::Frame& frame) const;
-  std::vector<uint8_t> admitted(const Choice& choice, const nn::Frame& frame, int64_t& dropped) const;
+  Moment moment(const nn::Frame& frame) const;
+  ScorerInput scorer_input(nn::Frame& frame) const;
+  RouteInput route_input(nn::Frame& frame) const;
+  TokenRange own_tokens(int64_t all) const;
+  // Replaces the picks where the observer says so.
+  void observe(Choice& choice, const RouteInput& in) const;
+  std::vector<uint8_t> admitted(Choice& choice, const RouteInput& in, int64_t& dropped) const;
   bool renormalizes() const { return config_.capacity.renormalize && config_.capacity.factor.has_value(); }
   // Sets routing and statistics from the choice and what is kept of it.
-  void settle(Decision& decision, std::span<const int32_t> unbiased, std::span<const uint8_t> keep,
-              const nn::Frame& frame) const;
+  void settle(Decision& decision, std::span<const uint8_t> keep, const Batch& batch) const;
   Tensor pair_weights(const Decision& decision) const;
-  Tensor choice_gradient(const Tensor& dweights_N, const Decision& decision) const;
+  Tensor weights_gradient(const Tensor& dweights_N, const Decision& decision) const;
 
-  const nn::Parameters& parameters_;
-  nn::ParameterId weight_;
   MoeConfig config_;
-  int64_t top_k_;
+  RouteShape shape_;
   ChoiceObserver* observer_;
   comm::Group tp_;
+  Scorer scorer_;
   std::unique_ptr<Router> router_;
+  std::unique_ptr<Admission> training_, evaluation_;
   Balancer balancer_;
-  const std::vector<BalanceState>& states_;
+  const ModelState& state_;
   RouteSlots slots_;
 };
 

@@ -8,17 +8,27 @@
 namespace conclave::moe {
 
 // One for each file in routers/.
+Router::Row expert_choice_router();
+Router::Row hash_router();
+Router::Row noisy_topk_router();
+Router::Row relu_router();
+Router::Row sinkhorn_router();
 Router::Row topk_router();
 
 std::span<const Router::Row> Router::table() {
-  static const std::array<Row, 1> rows{topk_router()};
+  static const std::array rows{topk_router(), noisy_topk_router(), expert_choice_router(),
+                               hash_router(), sinkhorn_router(),   relu_router()};
   return rows;
 }
 
-std::unique_ptr<Router> Router::make(const RouterConfig& config, int64_t top_k) {
-  for (const auto& row : table()) {
-    if (row.type == config.type) return row.make(config, top_k);
-  }
+const Router::Row* Router::find(std::string_view type) {
+  for (const auto& row : table())
+    if (row.info.type == type) return &row;
+  return nullptr;
+}
+
+std::unique_ptr<Router> Router::make(const RouterConfig& config, const RouteShape& shape) {
+  if (const Row* row = find(config.type)) return row->make(config, shape);
   throw ConfigError("moe.router.type: no router is called '{}'", config.type);
 }
 

@@ -1,35 +1,71 @@
 // SPDX-License-Identifier: Apache-2.0
-// A router turns logits into a choice of experts with weights, and the gradient of the weights into one of the logits.
-// It owns no parameters, knows no transport and drops nothing. One file per router in routers/, one row in the table in
-// router.cpp.
+// A router turns the scores of a whole micro-batch into a choice of experts with weights, and gradients of the choice
+// into one of the scores. It knows no ranks and no transport, and drops nothing. One file per router in routers/, one
+// row in the table in router.cpp.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
+#include "core/batch.h"
+#include "moe/method.h"
+#include "moe/method_state.h"
 #include "moe/moe_config.h"
+#include "moe/moment.h"
 #include "moe/routing.h"
+#include "moe/step_totals.h"
 
 namespace conclave::moe {
+
+// Some columns of the scores, linear in a token's input: a parameter [columns, D] of this name.
+struct ScoreBlock {
+  std::string name;
+  int64_t columns = 0;
+  std::optional<double> init_std;  // null = model.init_std
+};
+
+struct RouteShape {
+  int64_t experts = 0, top_k = 1;  // after granularity
+  int64_t vocab = 0;
+  uint64_t seed = 1;
+  int layer = 0;  // among the MoE layers
+};
+
+struct RouteInput {
+  const Batch& batch;
+  const MethodState& state;  // of this layer
+  Moment moment;
+  at::ScalarType dtype = at::kFloat;  // of weights
+};
 
 class Router {
  public:
   virtual ~Router() = default;
-  // `bias_E` is added to the scores for the selection only (loss-free balancing); undefined = none.
-  virtual Choice route(const Tensor& logits_TE, const Tensor& bias_E) const = 0;
-  // Raw scores and weights of `choice` again, after its ids were replaced.
-  virtual void weigh(Choice& choice) const = 0;
-  // dlogits from dweights; selection has no gradient (methods.md 0.2).
-  virtual Tensor backward(const Tensor& dweights_TK, const Choice& choice) const = 0;
+  // `scores_TS` [T, sum of the blocks' columns], at least fp32; undefined for a router without blocks.
+  virtual Choice route(const Tensor& scores_TS, const RouteInput& in) const = 0;
+  // Raw scores and weights of `choice` again, after its picks were replaced.
+  virtual void weigh(Choice& choice, const RouteInput& in) const = 0;
+  // d scores; selection has no gradient (methods.md 0.2). Undefined for a router without blocks.
+  virtual Tensor backward(const Choice& choice, const ChoiceGradients& gradients) const = 0;
+
+  // What the layer computes for it from the tokens.
+  virtual std::vector<ScoreBlock> blocks(const RouteShape& shape) const { return {{"router", shape.experts, {}}}; }
+  virtual void declare(const RouteShape&, MethodState&) const {}
+  // Once after each update, with the figures of the whole global batch.
+  virtual void end_step(const StepTotals&, MethodState&) const {}
 
   struct Row {
-    std::string_view type;
-    std::unique_ptr<Router> (*make)(const RouterConfig& config, int64_t top_k);
+    MethodInfo info;
+    std::unique_ptr<Router> (*make)(const RouterConfig& config, const RouteShape& shape);
   };
   static std::span<const Row> table();
+  static const Row* find(std::string_view type);
   // Throws ConfigError for an unknown type.
-  static std::unique_ptr<Router> make(const RouterConfig& config, int64_t top_k);
+  static std::unique_ptr<Router> make(const RouterConfig& config, const RouteShape& shape);
 };
 
 }  // namespace conclave::moe

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "core/batch.h"
-#include "moe/moe_config.h"
 #include "moe/routing.h"
 
 namespace conclave::moe {
@@ -24,14 +23,14 @@ struct RouterStatistics {
   std::vector<int64_t> dispatched_E;  // after drops
   double lse_squared = 0;             // sum over tokens
   double entropy = 0;                 // sum over tokens of the affinities' entropy, nats
+  std::vector<double> sums;           // what the router counts for itself
   int64_t dropped = 0;
 
   int64_t tokens() const;
   double targets() const;
 };
 
-// `unbiased_ids_TK` are the choices without bias (the same as choice.ids_TK when there is none).
-RouterStatistics gather_statistics(const Choice& choice, std::span<const int32_t> unbiased_ids_TK,
-                                   const Routing& routing, const Batch& batch, Score score);
+// `dispatched` is the routing of the whole micro-batch, `top_k` the picks of a token where all have equally many.
+RouterStatistics gather_statistics(const Choice& choice, const Routing& dispatched, const Batch& batch, int64_t top_k);
 
 }  // namespace conclave::moe

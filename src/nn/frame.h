@@ -35,6 +35,9 @@ class Frame {
  public:
   // `gradients` is null in evaluation: no stage may then save anything for a backward.
   Frame(const Batch& batch, int slots, int stages, Gradients* gradients);
+  // Optimizer steps before this one: what randomness is keyed by.
+  int64_t step() const { return step_; }
+  void set_step(int64_t step) { step_ = step; }
 
   const Batch& batch() const { return *batch_; }
   bool training() const { return gradients_ != nullptr; }
@@ -69,6 +72,7 @@ class Frame {
  private:
   const Batch* batch_;
   Gradients* gradients_;
+  int64_t step_ = 0;
   comm::Group link_;
   std::vector<Tensor> values_, grads_;
   std::vector<std::any> objects_, saved_;

@@ -16,7 +16,7 @@ struct Evaluation {
   std::string source;
   double loss = 0;  // nats per counted target
   int64_t targets = 0;
-  std::vector<model::LayerTotals> layers;  // which experts this kind of text uses
+  std::vector<moe::StepTotals> layers;  // which experts this kind of text uses
 };
 
 // Collective; equal on all ranks.

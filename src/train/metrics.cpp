@@ -15,7 +15,7 @@ namespace conclave::train {
 
 using Json = nlohmann::ordered_json;
 
-LayerHealth health(const model::LayerTotals& t) {
+LayerHealth health(const moe::StepTotals& t) {
   LayerHealth h;
   const int64_t dispatched = std::accumulate(t.dispatched_E.begin(), t.dispatched_E.end(), int64_t{0});
   const int64_t busiest = t.dispatched_E.empty() ? 0 : *std::max_element(t.dispatched_E.begin(), t.dispatched_E.end());
@@ -138,8 +138,8 @@ std::string Metrics::line(int64_t step, const StepReport& report, const Unusual&
     double sum = 0;
     for (const auto& layer : report.layers) sum += layer.targets > 0 ? layer.losses[i] / layer.targets : 0;
     const bool z_loss = losses[i].type == moe::LossType::kZ;
-    text += fmt::format(fmt::runtime(z_loss ? " rz {:.1e}" : " lb {:.3f}"),
-                        sum / static_cast<double>(report.layers.size()));
+    text += fmt::format(fmt::runtime(z_loss ? " {} {:.1e}" : " {} {:.3f}"),
+                        moe::AuxiliaryLoss::row(losses[i].type).label, sum / static_cast<double>(report.layers.size()));
   }
   text += fmt::format(" gnorm {:.3f} (z {:+.1f}) lr {:.2e} | {} tok/s ({}/rank) step {:.2f}s data {:.1f}%",
                       report.grad_norm, z.norm, report.lr, short_count(rate), short_count(rate / target_.ranks),
@@ -183,9 +183,15 @@ Json Metrics::record(int64_t step, const StepReport& report, const StepTimes& ti
     Json aux = Json::array();
     for (const double loss : layer.losses) aux.push_back(layer.targets > 0 ? loss / layer.targets : 0.0);
     entry["aux"] = aux;
+    const int64_t sent = std::accumulate(layer.dispatched_E.begin(), layer.dispatched_E.end(), int64_t{0});
+    entry["active"] = layer.tokens > 0 ? static_cast<double>(sent) / static_cast<double>(layer.tokens) : 0.0;
     layers.push_back(entry);
   }
   json["moe"] = layers;
+  Json coefficients = Json::array();
+  for (const auto& value : report.coefficients) coefficients.push_back(value ? Json(*value) : Json());
+  if (std::any_of(report.coefficients.begin(), report.coefficients.end(), [](const auto& v) { return v.has_value(); }))
+    json["aux_coef"] = coefficients;
   return json;
 }
 

@@ -20,7 +20,7 @@ struct LayerHealth {
   int64_t dead = 0;          // experts without a token
   double dropped = 0;        // share of chosen pairs
 };
-LayerHealth health(const model::LayerTotals& totals);
+LayerHealth health(const moe::StepTotals& totals);
 
 // Mean and deviation over the last values; says how unusual the next one is.
 class Window {

@@ -77,10 +77,10 @@ void check_losses(const RunConfig& config, Rules& rules) {
     const moe::BalanceLoss& loss = losses[i];
     const std::string path = fmt::format("moe.balance.losses[{}]", i);
     const moe::BalanceLoss defaults;
-    if (loss.type == moe::LossType::kZ) {
+    if (loss.type != moe::LossType::kSwitch) {
       rules.warn_if(
           loss.level != defaults.level || loss.convention != defaults.convention || loss.scope != defaults.scope,
-          {path}, "level, convention and scope have no effect on a z-loss");
+          {path}, "level, convention and scope have an effect on switch losses only");
       continue;
     }
     const std::string convention(config::enum_name(loss.convention));
@@ -150,6 +150,7 @@ void check_moe(const RunConfig& config, Rules& rules) {
   check_losses(config, rules);
   check_bias(config, rules);
   check_capacity(config, rules);
+  check_methods(config, least_experts(config.moe), rules);
 }
 
 }  // namespace conclave::train

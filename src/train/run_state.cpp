@@ -78,38 +78,30 @@ StateDict weight_state(model::Transformer& model, const parallel::Mesh& mesh) {
   return state;
 }
 
-StateDict balance_state(model::Transformer& model, const parallel::Mesh& mesh,
-                        std::vector<std::vector<int64_t>>& counts) {
-  const auto& losses = model.balancer().losses();
-  const bool global =
-      std::any_of(losses.begin(), losses.end(), [](const auto& l) { return l.level == moe::Level::kGlobal; });
+StateDict method_state(model::Transformer& model, const parallel::Mesh& mesh) {
   StateDict state;
-  counts.clear();
-  for (auto& layer : model.balance()) counts.push_back(layer.last_counts_E);
-  for (size_t l = 0; l < model.balance().size(); ++l) {
-    const int number = model.moe_layers()[l];
-    const int64_t E = model.shape().layers[number].num_experts;
-    const auto entry = [&](const char* what, comm::DType dtype, std::span<std::byte> data) {
-      state.push_back({.name = fmt::format("layers.{}.moe.router.{}", number, what),
+  const auto append = [&](const std::string& prefix, const moe::MethodState& methods) {
+    for (const auto& [name, value] : methods.entries()) {
+      const bool counts = value.scalar_type() == at::kLong;
+      const auto shape = value.sizes().vec();
+      state.push_back({.name = prefix + name,
                        .role = kBufferRole,
-                       .dtype = dtype,
-                       .global_shape = {E},
-                       .offset = {0},
-                       .shape = {E},
-                       .data = data,
+                       .dtype = counts ? comm::DType::kInt64 : comm::DType::kFloat32,
+                       .global_shape = shape,
+                       .offset = std::vector<int64_t>(shape.size(), 0),
+                       .shape = shape,
+                       .data = counts ? bytes_of(value.data_ptr<int64_t>(), value.numel())
+                                      : bytes_of(value.data_ptr<float>(), value.numel()),
                        .writes = mesh.dp().rank() == 0 && mesh.tp().rank() == 0});
-    };
-    const Tensor bias = model.balance()[l].bias_E;
-    if (bias.defined()) entry("bias", comm::DType::kFloat32, bytes_of(bias.data_ptr<float>(), E));
-    if (!global) continue;
-    counts[l].resize(E, 0);
-    entry("last_counts", comm::DType::kInt64, bytes_of(counts[l].data(), E));
-  }
+    }
+  };
+  for (size_t l = 0; l < model.state().layers.size(); ++l)
+    append(fmt::format("layers.{}.moe.router.", model.moe_layers()[l]), model.state().layers[l]);
+  append("moe.", model.state().shared);
   return state;
 }
 
-StateDict full_state(model::Transformer& model, TrainStep& step, const parallel::Mesh& mesh,
-                     std::vector<std::vector<int64_t>>& counts) {
+StateDict full_state(model::Transformer& model, TrainStep& step, const parallel::Mesh& mesh) {
   StateDict state = weight_state(model, mesh);
   for (const bool expert : {false, true}) {
     auto& optimizer = step.optimizer(expert);
@@ -120,7 +112,7 @@ StateDict full_state(model::Transformer& model, TrainStep& step, const parallel:
     append_flat(state, model.parameters(), {optimizer.first_moment(), begin, expert, kFirstMomentRole, mine, whole});
     append_flat(state, model.parameters(), {optimizer.second_moment(), begin, expert, kSecondMomentRole, mine, whole});
   }
-  for (auto& entry : balance_state(model, mesh, counts)) state.push_back(std::move(entry));
+  for (auto& entry : method_state(model, mesh)) state.push_back(std::move(entry));
   return state;
 }
 
@@ -132,10 +124,6 @@ StateDict gradient_state(const TrainStep& step, const model::Transformer& model,
                  writes_whole(mesh, expert)});
   }
   return state;
-}
-
-void restore_balance(model::Transformer& model, const std::vector<std::vector<int64_t>>& counts) {
-  for (size_t l = 0; l < counts.size(); ++l) model.balance()[l].last_counts_E = counts[l];
 }
 
 }  // namespace conclave::train

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything a bitwise resume needs, described for the checkpoint store: weights, moments and balancing state as
+// Everything a bitwise resume needs, described for the checkpoint store: weights, moments and methods' state as
 // tensors, counters and windows as JSON. Batches and randomness are functions of the step and need nothing. The fp32
 // weights are their own masters.
 #pragma once
@@ -20,15 +20,11 @@ inline constexpr const char* kGradientRole = "gradient";
 
 // The weights alone, for commands that only read.
 parallel::StateDict weight_state(model::Transformer& model, const parallel::Mesh& mesh);
-// Balancing buffers that the model's configuration calls for; `counts` keeps the memory that the entries point to.
-parallel::StateDict balance_state(model::Transformer& model, const parallel::Mesh& mesh,
-                                  std::vector<std::vector<int64_t>>& counts);
+// What the methods of routing and balancing carry from step to step.
+parallel::StateDict method_state(model::Transformer& model, const parallel::Mesh& mesh);
 // All of it.
-parallel::StateDict full_state(model::Transformer& model, TrainStep& step, const parallel::Mesh& mesh,
-                               std::vector<std::vector<int64_t>>& counts);
+parallel::StateDict full_state(model::Transformer& model, TrainStep& step, const parallel::Mesh& mesh);
 // The gradients of the last step, summed over its targets and neither divided nor clipped.
 parallel::StateDict gradient_state(const TrainStep& step, const model::Transformer& model, const parallel::Mesh& mesh);
-// After a load: moves the loaded counts into the model.
-void restore_balance(model::Transformer& model, const std::vector<std::vector<int64_t>>& counts);
 
 }  // namespace conclave::train

@@ -88,7 +88,7 @@ nn::Frame TrainStep::begin(const Batch& batch) {
   gradients.dense = view(reducer_->dense_gradient(ahead));
   for (int64_t s = 0; s < sources; ++s) gradients.experts.push_back(view(reducer_->expert_gradient(s, ahead)));
   gradients.fresh = canonical || first;
-  return model_.frame(batch, &gradients);
+  return model_.frame(batch, &gradients, step_number_);
 }
 
 void TrainStep::end(nn::Frame& frame, bool last) {
@@ -153,6 +153,7 @@ void TrainStep::update(bool expert, const optim::StepSize& size) {
 
 StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
   StepReport report;
+  step_number_ = step;
   totals_ = model::RoutingTotals(model_);
   reducer_->begin_step(config_.train.global_batch_size / config_.train.micro_batch_size);
   accumulate(batches);
@@ -168,6 +169,7 @@ StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
   report.grad_norm = (probe_ != nullptr ? probe_->normed(norm) : norm) * per_target;
   report.lr = optim::learning_rate(config_.optim, config_.train.steps, step);
   report.layers = totals_.layers();
+  report.coefficients = model_.balancer().coefficients(model_.state());
   report.skipped = why_not(report);
   if (report.skipped) return report;
   const double limit = config_.optim.grad_clip;

@@ -25,7 +25,9 @@ struct StepReport {
   double grad_norm = 0;  // before clipping
   double lr = 0;
   std::optional<std::string> skipped;  // why the update was left out; equal on all ranks
-  std::vector<model::LayerTotals> layers;
+  std::vector<moe::StepTotals> layers;
+  // Of each auxiliary loss that moves its coefficient by itself: what this step used.
+  std::vector<std::optional<double>> coefficients;
 };
 
 // Stands between the phases of a step and may change what it is shown. A training run has none; `conclave verify` has
@@ -85,6 +87,7 @@ class TrainStep {
   // The first tensors of this rank whose gradients were not finite.
   std::optional<std::string> dense_fault_, expert_fault_;
   model::RoutingTotals totals_;
+  int64_t step_number_ = 0;  // optimizer steps before the present one
 };
 
 model::TransformerConfig transformer_config(const RunConfig& config);

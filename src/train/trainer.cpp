@@ -45,6 +45,11 @@ checkpoint::ConfigRecord config_record(const RunConfig& config) {
   for (const char* key : {"balance", "capacity"}) record.training["moe"][key] = record.model["moe"][key];
   for (const char* key : {"balance", "capacity", "dispatch"}) record.model["moe"].erase(key);
   for (const char* key : {"init_from", "init_std"}) record.model["model"].erase(key);
+  // Randomness of training alone.
+  for (const char* key : {"jitter", "second", "second_threshold"}) {
+    record.training["moe"]["router"][key] = record.model["moe"]["router"][key];
+    record.model["moe"]["router"].erase(key);
+  }
   return record;
 }
 
@@ -65,7 +70,7 @@ void Trainer::resume() {
   request.mode = p_.config.checkpoint.resume;
   request.config = config_record(p_.config);
   p_.watchdog.beat(0, "load");
-  const auto state = full_state(p_.model, p_.step, p_.mesh, counts_);
+  const auto state = full_state(p_.model, p_.step, p_.mesh);
   const auto manifest = p_.store.resume(request, state);
   if (!manifest) return;
   const auto& saved = manifest->extra;
@@ -83,7 +88,6 @@ void Trainer::resume() {
         "be read from another place\n  Set it back, or start a new run directory.",
         batch, manifest->samples, manifest->step, manifest->samples / std::max<int64_t>(1, manifest->step));
   }
-  restore_balance(p_.model, counts_);
   p_.step.set_updates(saved.at("updates"));
   step_ = saved_step_ = manifest->step;
   restored_ = saved;
@@ -165,7 +169,7 @@ void Trainer::save() {
                      {"etp", p_.mesh.etp().size()},     {"zero", p_.config.parallel.zero}};
   contents.config = config_record(p_.config);
   contents.extra = {{"updates", p_.step.updates()}, {"data", p_.batches.fingerprint()}, {"metrics", metrics_->json()}};
-  const auto saved = p_.store.save(contents, full_state(p_.model, p_.step, p_.mesh, counts_));
+  const auto saved = p_.store.save(contents, full_state(p_.model, p_.step, p_.mesh));
   saved_step_ = step_;
   p_.log.info("saved step {} ({:.1f} MB in {:.2f}s) state {} {}", step_, static_cast<double>(saved.bytes) / 1e6,
               saved.seconds, saved.state.hex(), saved.folder.string());

@@ -57,8 +57,7 @@ class Trainer {
 
   TrainerParts p_;
   Profile profile_;
-  std::vector<std::vector<int64_t>> counts_;  // memory of the balancing counts while a checkpoint is written or read
-  checkpoint::Json restored_;                 // what the checkpoint held beside tensors; null on a fresh start
+  checkpoint::Json restored_;  // what the checkpoint held beside tensors; null on a fresh start
   std::unique_ptr<Metrics> metrics_;
   std::vector<Evaluation> last_evaluation_;
   int64_t step_ = 0, first_step_ = 0;  // steps done

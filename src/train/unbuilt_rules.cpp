@@ -25,15 +25,9 @@ void check_model_keys(const RunConfig& config, Rules& rules) {
 void check_moe_keys(const RunConfig& config, Rules& rules) {
   const moe::MoeConfig& moe = config.moe;
   only(rules, "moe.branch", moe.branch, {moe::Branch::kSerial});
-  rules.one_of("moe.router.type", moe.router.type, {"topk"}, {"expert_choice", "relu", "hash", "sinkhorn", "base"});
-  rules.unbuilt(moe.router.n_group != 1, "moe.router.n_group", "group-limited routing; leave it at 1");
-  rules.unbuilt(moe.router.topk_group != 1, "moe.router.topk_group", "group-limited routing; leave it at 1");
-  rules.one_of("moe.router.second", moe.router.second, {"always"}, {"random"});
   rules.one_of("moe.router.dtype", moe.router.dtype, {"fp32"}, {"fp64"});
   rules.unbuilt(moe.router.record.has_value(), "moe.router.record", "recording expert ids");
   rules.unbuilt(moe.router.replay.has_value(), "moe.router.replay", "replaying expert ids");
-  only(rules, "moe.capacity.policy", moe.capacity.policy,
-       {moe::DropPolicy::kPosition, moe::DropPolicy::kSlot, moe::DropPolicy::kScore});
   rules.one_of("moe.experts.backend", moe.experts.backend, {"auto"});
   rules.one_of("moe.dispatch.payload", moe.dispatch.payload, {"same"}, {"bf16", "fp8"});
 }

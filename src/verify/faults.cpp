@@ -48,10 +48,10 @@ class LosingDispatcher : public moe::Dispatcher {
   std::unique_ptr<Dispatcher> inner_;
 };
 
-// How often each expert stands in `ids`, padding left out.
-void count(const Batch& batch, const std::vector<int32_t>& ids_TK, std::vector<int64_t>& counts_E) {
-  const size_t k = ids_TK.size() / static_cast<size_t>(batch.tokens_count());
-  for (size_t i = 0; i < ids_TK.size(); ++i) counts_E[ids_TK[i]] += batch.segment_ids[i / k] >= 0;
+// How often each expert stands in `picks`, padding left out.
+void count(const Batch& batch, const moe::Picks& picks, std::vector<int64_t>& counts_E) {
+  for (int64_t t = 0; t < batch.tokens_count(); ++t)
+    for (const int32_t id : picks.of(t)) counts_E[id] += batch.segment_ids[t] >= 0;
 }
 
 }  // namespace
@@ -107,22 +107,23 @@ void Damage::enter(model::TransformerConfig& config) const {
 void Damage::before_step(model::Transformer& model) {
   if (fault_ != Fault::kBiasLocal) return;
   biases_.clear();
-  for (const auto& layer : model.balance()) biases_.push_back(layer.bias_E.clone());
+  for (const auto& layer : model.state().layers) biases_.push_back(layer.get("bias").clone());
 }
 
 void Damage::after_step(model::Transformer& model, std::span<const Batch> batches) const {
   if (fault_ != Fault::kBiasLocal) return;
+  std::vector<moe::StepTotals> totals(biases_.size());
   for (size_t l = 0; l < biases_.size(); ++l) {
-    auto& state = model.balance()[l];
-    std::vector<int64_t> selected_E(biases_[l].numel(), 0), chosen_E(selected_E.size(), 0);
+    totals[l].selected_E.assign(biases_[l].numel(), 0);
+    totals[l].chosen_E = totals[l].selected_E;
     for (const Batch& batch : batches) {
       const auto& ids = truth_.at(batch, static_cast<int>(l));
-      count(batch, ids.selected_TK, selected_E);
-      count(batch, ids.unbiased_TK, chosen_E);
+      count(batch, ids.selected, totals[l].selected_E);
+      count(batch, ids.unbiased, totals[l].chosen_E);
     }
-    state.bias_E.copy_(biases_[l]);
-    model.balancer().end_step(selected_E, chosen_E, state);
+    model.state().layers[l].get("bias").copy_(biases_[l]);
   }
+  model.balancer().end_step(totals, model.state());
 }
 
 }  // namespace conclave::verify

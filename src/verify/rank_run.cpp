@@ -63,12 +63,11 @@ void RankRun::load(const StepTrace& before, int64_t updates) {
     const auto bytes = part_of(before.state.at(key_of(entry)), entry);
     std::copy(bytes.begin(), bytes.end(), entry.data.begin());
   }
-  train::restore_balance(model_, counts_);
   step_.set_updates(updates);
 }
 
 parallel::StateDict RankRun::gradient() { return train::gradient_state(step_, model_, mesh_); }
-parallel::StateDict RankRun::state() { return train::full_state(model_, step_, mesh_, counts_); }
+parallel::StateDict RankRun::state() { return train::full_state(model_, step_, mesh_); }
 
 Reference make_reference(const train::RunConfig& config, int64_t steps) {
   Reference reference;

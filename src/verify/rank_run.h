@@ -58,7 +58,6 @@ class RankRun {
   model::Transformer model_;
   Failpoints failpoints_;
   train::TrainStep step_;
-  std::vector<std::vector<int64_t>> counts_;  // memory of the state's entries
 };
 
 // Trains `steps` steps of `config` on this thread alone. Throws NumericError when the model does not even train here.

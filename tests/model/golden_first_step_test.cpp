@@ -31,8 +31,8 @@ TEST_P(GoldenFirstStep, GivesTransformersLossesAndGradients) {
     nn::Gradients scratch{at::zeros_like(gradients.dense), {at::zeros_like(gradients.experts[0])}};
     nn::Frame again = m.frame(batch, &scratch);
     for (const auto& stage : m.stages()) stage->forward(again);
-    std::vector<const moe::RouterStatistics*> storage;
-    const double aux = m.balancer().value(m.balance_view(again, storage), 0, 0);
+    std::vector<const moe::Decision*> storage;
+    const double aux = m.balancer().value(m.loss_view(again, storage), 0, 0);
     EXPECT_NEAR(aux / golden["aux_loss"]["value"][0].get<double>(), 1.0, 1e-6);
   }
 

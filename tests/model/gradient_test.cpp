@@ -20,14 +20,14 @@ double objective(const model::Transformer& m, const Batch& batch, nn::Gradients*
   nn::Frame frame = m.frame(batch, gradients ? gradients : &scratch);  // training mode, so that capacity is the same
   for (const auto& stage : m.stages()) stage->forward(frame);
   double total = frame.loss_sum;
-  std::vector<const moe::RouterStatistics*> storage;
-  const auto view = m.balance_view(frame, storage);
+  std::vector<const moe::Decision*> storage;
+  const auto view = m.loss_view(frame, storage);
   const auto& losses = m.balancer().losses();
   for (size_t i = 0; i < losses.size(); ++i) {
     const bool once = losses[i].scope == moe::Scope::kModel && losses[i].type == moe::LossType::kSwitch;
     for (size_t l = 0; l < (once ? 1 : storage.size()); ++l) {
-      total +=
-          losses[i].coef * storage[l]->targets() * m.balancer().value(view, static_cast<int>(i), static_cast<int>(l));
+      total += losses[i].coef * storage[l]->statistics.targets() *
+               m.balancer().value(view, static_cast<int>(i), static_cast<int>(l));
     }
   }
   if (!gradients) return total;

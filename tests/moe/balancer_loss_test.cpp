@@ -20,37 +20,49 @@ const std::vector<Convention> kConventions = {Convention::kMegatron,  Convention
                                               Convention::kDeepspeed, Convention::kHuggingface, Convention::kDeepseek};
 
 // One router's numbers for one micro-batch.
-struct Counted {
+struct Counted : Decision {
   Batch batch;
-  Choice choice;
-  RouterStatistics statistics;
 };
 
 Counted count(const Tensor& logits, const RouterConfig& config, int64_t k, const Batch& batch) {
-  Counted c{batch, Router::make(config, k)->route(logits, {}), {}};
-  const std::vector<uint8_t> keep(c.choice.ids_TK.size(), 1);
-  const auto routing = make_routing(c.choice.ids_TK, keep, logits.size(0), logits.size(1));
-  c.statistics = gather_statistics(c.choice, c.choice.ids_TK, routing, batch, config.score);
+  Counted c;
+  c.batch = batch;
+  c.choice = Router::make(config, {logits.size(1), k})->route(logits, {batch, {}, {}});
+  const std::vector<uint8_t> keep(c.choice.picks.count(), 1);
+  c.routing = make_routing(c.choice.picks, keep, {0, logits.size(0)}, logits.size(1));
+  c.statistics = gather_statistics(c.choice, c.routing, batch, k);
   return c;
 }
 
-Balancer balancer(std::vector<BalanceLoss> losses, Score score = Score::kSoftmax) {
+Balancer balancer(std::vector<BalanceLoss> losses) {
   BalanceConfig config;
   config.losses = std::move(losses);
-  return Balancer(config, score);
+  return Balancer(config);
 }
 
-double value(const Balancer& balancer, const Counted& c, const BalanceState& state = {}) {
-  const RouterStatistics* layer = &c.statistics;
-  return balancer.value({{&layer, 1}, {&state, 1}}, 0, 0);
+// As before the first step.
+ModelState fresh_state(const Balancer& balancer, const Counted& c) {
+  ModelState state;
+  const std::vector<int64_t> experts{c.choice.experts};
+  balancer.declare(experts, state);
+  return state;
 }
 
-Tensor gradient(const Balancer& balancer, const Counted& c, const BalanceState& state = {}) {
-  const RouterStatistics* layer = &c.statistics;
-  Tensor dz = at::zeros_like(c.choice.logits_TE);
-  balancer.add_logit_gradient({{&layer, 1}, {&state, 1}}, 0, c.choice, c.batch, dz);
-  return dz;
+double value(const Balancer& balancer, const Counted& c, const ModelState& state) {
+  const Decision* layer = &c;
+  return balancer.value({{&layer, 1}, state, c.batch}, 0, 0);
 }
+
+double value(const Balancer& balancer, const Counted& c) { return value(balancer, c, fresh_state(balancer, c)); }
+
+Tensor gradient(const Balancer& balancer, const Counted& c, const ModelState& state) {
+  const Decision* layer = &c;
+  ChoiceGradients gradients;
+  balancer.add_gradient({{&layer, 1}, state, c.batch}, 0, gradients);
+  return gradients.logits_TE;
+}
+
+Tensor gradient(const Balancer& balancer, const Counted& c) { return gradient(balancer, c, fresh_state(balancer, c)); }
 
 double largest(const Tensor& t) { return t.abs().max().item<double>(); }
 
@@ -77,7 +89,7 @@ TEST(BalancerLossConventions, GiveTheTabulatedConstantWhenBalanced) {
         for (const auto level : {Level::kMicro, Level::kSequence, Level::kGlobal}) {
           const auto c = count(balanced_logits(24, 6), {.score = score}, k, batch);
           const double constant = convention == Convention::kHuggingface ? static_cast<double>(k) : 1.0;
-          EXPECT_NEAR(value(balancer({{.level = level, .convention = convention}}, score), c), constant, 1e-12)
+          EXPECT_NEAR(value(balancer({{.level = level, .convention = convention}}), c), constant, 1e-12)
               << int(convention) << " k " << k << " level " << int(level);
         }
       }
@@ -101,7 +113,7 @@ TEST(BalancerLossConventions, ValueAndGradientEqualAutogradOfTheFormula) {
         const Tensor logits = kernels::leaf(random_tensor({24, 6}, at::kDouble, 7));
         const Tensor loss = conclave::testing::reference_switch_loss(logits, router, convention, k, real);
         (loss * 0.3 * targets).backward();
-        const auto b = balancer({{.coef = 0.3, .convention = convention}}, score);
+        const auto b = balancer({{.coef = 0.3, .convention = convention}});
         const auto c = count(logits.detach(), router, k, batch);
         EXPECT_NEAR(value(b, c), loss.item<double>(), 1e-12) << int(convention) << k;
         EXPECT_LT(largest(gradient(b, c) - logits.grad()), 1e-12) << int(convention) << k;
@@ -115,7 +127,7 @@ TEST(BalancerLossSwitch, GradientIsTheClosedForm) {
   const auto c = count(random_tensor({T, E}, at::kDouble, 7), {}, 1, conclave::testing::random_batch(2, 12, 23, 1));
   const Tensor dz = gradient(balancer({{.coef = 0.01, .convention = Convention::kSwitch}}), c);
   std::vector<double> f(E, 0.0);
-  for (const int32_t id : c.choice.ids_TK) f[id] += 1.0 / T;
+  for (const int32_t id : c.choice.picks.ids_C) f[id] += 1.0 / T;
   for (int64_t t = 0; t < T; ++t) {
     double fp = 0;
     for (int64_t e = 0; e < E; ++e) fp += f[e] * c.choice.probs_TE[t][e].item<double>();
@@ -137,14 +149,14 @@ TEST(BalancerLossModelScope, EqualsTheFormulaOverAllLayersTogether) {
       conclave::testing::reference_switch_loss(all, {}, Convention::kHuggingface, 2, at::cat({real, real}));
   (loss * 0.3 * targets).backward();
   const std::vector<Counted> layers = {count(first, {}, 2, batch), count(second, {}, 2, batch)};
-  const std::vector<const RouterStatistics*> pointers = {&layers[0].statistics, &layers[1].statistics};
-  const std::vector<BalanceState> states(2);
+  const std::vector<const Decision*> pointers = {&layers[0], &layers[1]};
+  const ModelState state{{{}, {}}, {}};
   const auto b = balancer({{.coef = 0.3, .convention = Convention::kHuggingface, .scope = Scope::kModel}});
   for (int l = 0; l < 2; ++l) {
-    EXPECT_NEAR(b.value({pointers, states}, 0, l), loss.item<double>(), 1e-12);
-    Tensor dz = at::zeros_like(first);
-    b.add_logit_gradient({pointers, states}, l, layers[l].choice, batch, dz);
-    EXPECT_LT(largest(dz - all.grad().narrow(0, 24 * l, 24)), 1e-12);
+    EXPECT_NEAR(b.value({pointers, state, batch}, 0, l), loss.item<double>(), 1e-12);
+    ChoiceGradients gradients;
+    b.add_gradient({pointers, state, batch}, l, gradients);
+    EXPECT_LT(largest(gradients.logits_TE - all.grad().narrow(0, 24 * l, 24)), 1e-12);
   }
 }
 
@@ -157,7 +169,7 @@ Counted sequence_alone(const Tensor& logits, const RouterConfig& config, int64_t
 }
 
 // Gradients and target-weighted values of two sequences packed together against one at a time.
-void expect_packing_does_not_show(const Balancer& b, Score score, const Batch& batch, const BalanceState& state) {
+void expect_packing_does_not_show(const Balancer& b, Score score, const Batch& batch, const ModelState& state) {
   const Tensor logits = random_tensor({24, 6}, at::kDouble, 7);
   const auto whole = count(logits, {.score = score}, 2, batch);
   const Tensor dz = gradient(b, whole, state);
@@ -174,9 +186,8 @@ void expect_packing_does_not_show(const Balancer& b, Score score, const Batch& b
 TEST(BalancerLossSequence, DoesNotSeeThePackingIntoMicroBatches) {
   for (const auto score : {Score::kSoftmax, Score::kSigmoid})
     for (const auto convention : {Convention::kDeepseek, Convention::kMegatron})
-      expect_packing_does_not_show(
-          balancer({{.coef = 0.3, .level = Level::kSequence, .convention = convention}}, score), score, two_sequences(),
-          {});
+      expect_packing_does_not_show(balancer({{.coef = 0.3, .level = Level::kSequence, .convention = convention}}),
+                                   score, two_sequences(), ModelState{{{}}, {}});
 }
 
 TEST(BalancerLossSequence, MicroLevelDoesSeeThePacking) {
@@ -188,11 +199,14 @@ TEST(BalancerLossSequence, MicroLevelDoesSeeThePacking) {
 }
 
 TEST(BalancerLossGlobal, UsesTheCountsOfTheLastStepAndDoesNotSeeThePacking) {
-  BalanceState state;
+  ModelState state;
   const auto b = balancer({{.coef = 0.3, .level = Level::kGlobal}});
-  const std::vector<int64_t> counts = {100, 20, 0, 40, 20, 60};
-  b.end_step(counts, counts, state);
-  EXPECT_EQ(state.last_counts_E, counts);
+  const std::vector<int64_t> counts = {100, 20, 0, 40, 20, 60}, experts = {6};
+  b.declare(experts, state);
+  const std::vector<StepTotals> totals{{.chosen_E = counts, .selected_E = counts}};
+  b.end_step(totals, state);
+  const auto kept = state.layers[0].values<int64_t>("last_counts");
+  EXPECT_EQ(std::vector<int64_t>(kept.begin(), kept.end()), counts);
   const Batch batch = conclave::testing::random_batch(2, 12, 23, 1);
   expect_packing_does_not_show(b, Score::kSoftmax, batch, state);
   const auto c = count(random_tensor({24, 6}, at::kDouble, 7), {}, 2, batch);
@@ -205,7 +219,7 @@ TEST(BalancerLossZ, GradientIsTheClosedForm) {
   const Batch batch = two_sequences();
   const Tensor real = conclave::testing::real_tokens(batch, at::kDouble);
   for (const auto score : {Score::kSoftmax, Score::kSigmoid}) {
-    const auto b = balancer({{.type = LossType::kZ, .coef = 0.3}}, score);
+    const auto b = balancer({{.type = LossType::kZ, .coef = 0.3}});
     const Tensor logits = random_tensor({24, 6}, at::kDouble, 7);
     const auto c = count(logits, {.score = score}, 2, batch);
     EXPECT_NEAR(value(b, c), conclave::testing::reference_z_loss(logits, real).item<double>(), 1e-13);
@@ -227,7 +241,7 @@ TEST(BalancerLossZ, AShiftOfAllLogitsAddsToTheLogSumExp) {
 TEST(BalancerLossZ, PullsUpLogitsWhoseSigmoidsAllUnderflowed) {
   const auto c =
       count(at::zeros({24, 6}) - 200.0, {.score = Score::kSigmoid}, 2, conclave::testing::random_batch(2, 12, 23, 1));
-  const Tensor dz = gradient(balancer({{.type = LossType::kZ, .coef = 0.3}, {}}, Score::kSigmoid), c);
+  const Tensor dz = gradient(balancer({{.type = LossType::kZ, .coef = 0.3}, {}}), c);
   EXPECT_LT(dz.max().item<float>(), -1.0f);
 }
 

@@ -34,14 +34,22 @@ TEST(Capacity, IsTheCeilingOfItsShareAndAtLeastTheMinimum) {
   EXPECT_EQ(*expert_capacity(config, true, 128, 2, 8), 40);
 }
 
+Choice routed(const RouterConfig& config, int64_t top_k, const Tensor& logits) {
+  return Router::make(config, {logits.size(1), top_k})->route(logits, {{}, {}, {}});
+}
+
+int64_t drop_over_capacity(Choice choice, DropPolicy policy, int64_t capacity, std::span<uint8_t> keep) {
+  return Admission::row(policy).make({})->admit(choice, {{}, {}, {}}, capacity, keep);
+}
+
 // Admitted pairs as a [T, E] mask.
 Tensor admitted(const Choice& choice, DropPolicy policy, int64_t capacity, std::vector<uint8_t> keep,
                 int64_t& dropped) {
   dropped = drop_over_capacity(choice, policy, capacity, keep);
   Tensor mask = at::zeros(choice.logits_TE.sizes(), at::kDouble);
-  const int64_t k = choice.top_k;
+  const int64_t k = choice.picks.count() / choice.tokens();
   for (int64_t i = 0; i < std::ssize(keep); ++i)
-    if (keep[i]) mask[i / k][choice.ids_TK[i]] = 1.0;
+    if (keep[i]) mask[i / k][choice.picks.ids_C[i]] = 1.0;
   return mask;
 }
 
@@ -53,13 +61,13 @@ TEST(Capacity, AdmitsThePairsOfTheDefinition) {
                   capacity = static_cast<int64_t>(random.bits(3) % 12);
     Tensor logits = random_tensor({T, E}, at::kDouble, seed);
     for (int64_t t = 0; t < T && seed % 2 == 0; ++t) logits[t] = logits[t % 3].clone();  // many equal weights
-    const auto choice = Router::make({}, k)->route(logits, {});
+    const auto choice = routed({}, k, logits);
     Tensor weights = at::zeros({T, E}, at::kDouble), mask = at::zeros({T, E}, at::kDouble);
     std::vector<uint8_t> keep(T * k, 1);
     for (int64_t i = 0; i < T * k; ++i) {
       if (i / k % 7 == 5) keep[i] = 0;  // padding
-      if (keep[i]) mask[i / k][choice.ids_TK[i]] = 1.0;
-      weights[i / k][choice.ids_TK[i]] = choice.weights_TK[i / k][i % k];
+      if (keep[i]) mask[i / k][choice.picks.ids_C[i]] = 1.0;
+      weights[i / k][choice.picks.ids_C[i]] = choice.weights_C[i];
     }
     for (const auto policy : {DropPolicy::kPosition, DropPolicy::kScore}) {
       const Tensor expected = conclave::testing::admitted_by_definition(weights, mask, policy, capacity);
@@ -75,7 +83,7 @@ TEST(CapacityGshard, SecondChoicesNeverDisplaceFirstOnes) {
   int64_t contested = 0;
   for (uint64_t seed = 1; seed <= 20; ++seed) {
     const int64_t T = 24, E = 4, k = 2;
-    const auto choice = Router::make({}, k)->route(random_tensor({T, E}, at::kDouble, seed), {});
+    const auto choice = routed({}, k, random_tensor({T, E}, at::kDouble, seed));
     std::vector<uint8_t> keep(T * k, 1);
     const int64_t dropped = drop_over_capacity(choice, DropPolicy::kSlot, 7, keep);
     EXPECT_EQ(dropped, std::count(keep.begin(), keep.end(), 0));
@@ -83,7 +91,7 @@ TEST(CapacityGshard, SecondChoicesNeverDisplaceFirstOnes) {
       std::vector<uint8_t> asked;  // of this expert, first choices in token order, then second ones
       for (int64_t slot = 0; slot < k; ++slot)
         for (int64_t t = 0; t < T; ++t)
-          if (choice.ids_TK[t * k + slot] == e) asked.push_back(keep[t * k + slot]);
+          if (choice.picks.ids_C[t * k + slot] == e) asked.push_back(keep[t * k + slot]);
       EXPECT_TRUE(std::is_sorted(asked.rbegin(), asked.rend())) << "who came first is admitted, seed " << seed;
       EXPECT_EQ(std::count(asked.begin(), asked.end(), 1), std::min<int64_t>(7, std::ssize(asked)));
       contested += std::ssize(asked) > 7;
@@ -93,7 +101,7 @@ TEST(CapacityGshard, SecondChoicesNeverDisplaceFirstOnes) {
 }
 
 TEST(Capacity, TiesAreAdmittedByPosition) {
-  const auto choice = Router::make({}, 2)->route(at::zeros({10, 4}), {});
+  const auto choice = routed({}, 2, at::zeros({10, 4}));
   for (const auto policy : {DropPolicy::kPosition, DropPolicy::kScore}) {
     int64_t dropped = 0;
     const Tensor mask = admitted(choice, policy, 3, std::vector<uint8_t>(20, 1), dropped);
@@ -132,7 +140,7 @@ TEST(Capacity, ATokenWhoseChoicesAreAllDroppedGivesZeros) {
   auto config = dropping(DropPolicy::kPosition, 1e-9);
   config.balance.bias.update_rate = 1.0;
   MoeLayer layer(config, {4, 1, 6, 5}, at::kFloat);
-  layer.state().bias_E[2] = 10.0f;  // everyone to expert 2, which takes one
+  layer.state().values<float>("bias")[2] = 10.0f;  // everyone to expert 2, which takes one
   const Tensor x = random_tensor({9, 6}, at::kFloat, 2);
   const auto result = layer.run(conclave::testing::random_batch(1, 9, 23, 1), x, random_tensor({9, 6}, at::kFloat, 3));
   EXPECT_GT(result.y[0].abs().max().item<float>(), 0.0f);

@@ -24,7 +24,7 @@ moe::Routing routing_with_drops() {
       keep.push_back(random.bits(1000 + t * kChoices + k) % 4 != 0);
     }
   }
-  return moe::make_routing(ids, keep, kTokens, kExperts);
+  return moe::make_routing(moe::even_picks(std::move(ids), kTokens), keep, {0, kTokens}, kExperts);
 }
 
 TEST(ChunkStages, APartOfARoutingIsARouting) {
@@ -42,7 +42,7 @@ TEST(ChunkStages, APartOfARoutingIsARouting) {
       EXPECT_TRUE(std::is_sorted(pairs.begin(), pairs.end())) << "the order of the whole";
       for (int64_t n = 0; n < part.pairs(); ++n) {
         EXPECT_EQ(part.rows_N[n] + begin, whole.rows_N[pairs[n]]);
-        EXPECT_EQ(part.choices_N[n], whole.choices_N[pairs[n]]);
+        EXPECT_EQ(part.picks_N[n], whole.picks_N[pairs[n]]);
       }
       for (int64_t e = 0; e < kExperts; ++e)
         for (int32_t n = part.offsets_E1[e]; n < part.offsets_E1[e + 1]; ++n)

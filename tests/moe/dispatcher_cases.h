@@ -54,7 +54,7 @@ inline moe::Routing make_case_routing(const RoutingCase& c, int rank, int round)
       keep.push_back(c.keeps(rank, t, k) ? 1 : 0);
     }
   }
-  return moe::make_routing(ids, keep, T, E);
+  return moe::make_routing(moe::even_picks(std::move(ids), T), keep, {0, T}, E);
 }
 
 struct Exchanged {

@@ -84,7 +84,7 @@ TEST(DroplessMoe, AddsATokensResultsInTheOrderOfItsChoices) {
     for (int32_t j = 0; j < 3; ++j) {
       const int32_t pair = routing.token_rows_N[3 * t + j];
       EXPECT_EQ(routing.rows_N[pair], t);
-      EXPECT_EQ(routing.choices_N[pair], j);
+      EXPECT_EQ(routing.picks_N[pair], 3 * t + j);
     }
   }
 }

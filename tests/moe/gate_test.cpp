@@ -18,7 +18,14 @@ using kernels::random_tensor;
 constexpr int64_t T = 13, E = 8;
 
 Choice route(const RouterConfig& config, int64_t k, const Tensor& logits, const Tensor& bias = {}) {
-  return Router::make(config, k)->route(logits, bias);
+  MethodState state;
+  if (bias.defined()) state.declare("bias", bias);
+  return Router::make(config, {logits.size(1), k})->route(logits, {{}, state, {}});
+}
+
+// dlogits of weights' gradients a [T, K].
+Tensor gate_gradient(const RouterConfig& config, const Tensor& a_TK, const Choice& choice) {
+  return Router::make(config, {E, a_TK.size(1)})->backward(choice, {.weights_C = a_TK.flatten()});
 }
 
 RouterConfig method(const std::string& name) {
@@ -33,7 +40,7 @@ Tensor table_gradient(const RouterConfig& config, const Choice& c, const Tensor&
   const double r = config.routed_scaling_factor;
   const bool over_chosen = config.score == Score::kSoftmax && (!config.score_before_topk || config.norm_topk_prob);
   for (int64_t t = 0; t < T; ++t) {
-    const auto chosen = [&](int64_t i) { return c.ids_TK[t * k + i]; };
+    const auto chosen = [&](int64_t i) { return c.picks.ids_C[t * k + i]; };
     const auto score = [&](int64_t j) { return c.probs_TE[t][j].item<double>(); };
     const auto a = [&](int64_t i) { return a_TK[t][i].item<double>(); };
     double z_sum = 0, pa = 0, wa = 0;
@@ -63,7 +70,7 @@ TEST(GateGeneric, GradientEqualsTheTableOfClosedForms) {
               .score = score, .score_before_topk = before, .norm_topk_prob = norm, .routed_scaling_factor = 2.5};
           const Tensor logits = random_tensor({T, E}, at::kDouble, 1), a = random_tensor({T, k}, at::kDouble, 2);
           const auto choice = route(config, k, logits);
-          const Tensor actual = Router::make(config, k)->backward(a, choice);
+          const Tensor actual = gate_gradient(config, a, choice);
           const Tensor wrong = (actual - table_gradient(config, choice, a, k)).abs().max();
           EXPECT_LT(wrong.item<double>(), 1e-12) << int(score) << before << norm << k;
         }
@@ -79,7 +86,7 @@ TEST(GateGeneric, RenormalisedTopOneHasExactlyNoRouterGradient) {
                           RouterConfig{.score = Score::kSigmoid, .norm_topk_prob = true}}) {
         config.routed_scaling_factor = scale;
         const auto choice = route(config, 1, random_tensor({T, E}, dtype, 1));
-        const Tensor dz = Router::make(config, 1)->backward(random_tensor({T, 1}, dtype, 2), choice);
+        const Tensor dz = gate_gradient(config, random_tensor({T, 1}, dtype, 2), choice);
         EXPECT_EQ(dz.abs().max().item<double>(), 0.0) << scale;
       }
     }
@@ -110,7 +117,7 @@ TEST(GateSwitch, OneExpertIsTheDenseFeedForward) {
 TEST(GateGshard, WeightsOfTheTwoSumToOneBeforeDropsAndAreNotRescaledAfter) {
   const RouterConfig config = method("Gshard");
   const auto choice = route(config, 2, random_tensor({T, E}, at::kDouble, 1));
-  EXPECT_LT((choice.weights_TK.sum(1) - 1).abs().max().item<double>(), 1e-14);
+  EXPECT_LT((choice.weights_C.view({choice.tokens(), -1}).sum(1) - 1).abs().max().item<double>(), 1e-14);
 
   auto with_drops = conclave::testing::all_methods()[2].config();
   ASSERT_TRUE(with_drops.router.norm_topk_prob && with_drops.capacity.factor);
@@ -125,7 +132,7 @@ TEST(GateGshard, WeightsOfTheTwoSumToOneBeforeDropsAndAreNotRescaledAfter) {
   for (int64_t e = 0; e < 8; ++e) {
     for (int32_t n = routing.offsets_E1[e]; n < routing.offsets_E1[e + 1]; ++n) {
       const int64_t t = routing.rows_N[n];
-      y[t] += result.decision.choice.weights_TK[t][routing.choices_N[n]] * outputs[e][t];
+      y[t] += result.decision.choice.weights_C[routing.picks_N[n]] * outputs[e][t];
     }
   }
   EXPECT_LT((y - result.y).abs().max().item<double>(), 1e-12);
@@ -135,17 +142,17 @@ TEST(GateMixtral, SoftmaxOverChosenLogitsIsTheRenormalisedSoftmax) {
   const Tensor logits = random_tensor({T, E}, at::kDouble, 1), da = random_tensor({T, 2}, at::kDouble, 2);
   const RouterConfig over = method("Mixtral"), norm{.norm_topk_prob = true};
   const auto a = route(over, 2, logits), b = route(norm, 2, logits);
-  EXPECT_EQ(a.ids_TK, b.ids_TK);
-  EXPECT_LT((a.weights_TK - b.weights_TK).abs().max().item<double>(), 1e-15);
-  const Tensor dz = Router::make(over, 2)->backward(da, a) - Router::make(norm, 2)->backward(da, b);
+  EXPECT_EQ(a.picks, b.picks);
+  EXPECT_LT((a.weights_C - b.weights_C).abs().max().item<double>(), 1e-15);
+  const Tensor dz = gate_gradient(over, da, a) - gate_gradient(norm, da, b);
   EXPECT_LT(dz.abs().max().item<double>(), 1e-14);
 }
 
 TEST(GateMixtral, AShiftOfAllLogitsChangesNothing) {
   const Tensor logits = random_tensor({T, E}, at::kDouble, 1);
   const auto a = route(method("Mixtral"), 2, logits), b = route(method("Mixtral"), 2, logits + 64.0);
-  EXPECT_EQ(a.ids_TK, b.ids_TK);
-  EXPECT_LT((a.weights_TK - b.weights_TK).abs().max().item<double>(), 1e-13);
+  EXPECT_EQ(a.picks, b.picks);
+  EXPECT_LT((a.weights_C - b.weights_C).abs().max().item<double>(), 1e-13);
 }
 
 TEST(GateMixtral, IdenticalExpertsAreOneDenseExpert) {
@@ -161,22 +168,22 @@ TEST(GateMixtral, IdenticalExpertsAreOneDenseExpert) {
 TEST(GateDbrx, FourOfSixteenSumToOneOnMixtralsPath) {
   const Tensor logits = random_tensor({T, 16}, at::kDouble, 1);
   const auto dbrx = route(method("Dbrx"), 4, logits), mixtral = route(method("Mixtral"), 4, logits);
-  EXPECT_LT((dbrx.weights_TK.sum(1) - 1).abs().max().item<double>(), 1e-14);
-  EXPECT_EQ(dbrx.ids_TK, mixtral.ids_TK);
-  EXPECT_LT((dbrx.weights_TK - mixtral.weights_TK).abs().max().item<double>(), 1e-15);
+  EXPECT_LT((dbrx.weights_C.view({dbrx.tokens(), -1}).sum(1) - 1).abs().max().item<double>(), 1e-14);
+  EXPECT_EQ(dbrx.picks, mixtral.picks);
+  EXPECT_LT((dbrx.weights_C - mixtral.weights_C).abs().max().item<double>(), 1e-15);
 }
 
 TEST(GateDeepSeekV3, WeightsSumToTheScalingFactor) {
   const auto choice =
       route(method("DeepSeekV3"), 4, random_tensor({T, 16}, at::kDouble, 1), random_tensor({16}, at::kFloat, 2));
-  EXPECT_LT((choice.weights_TK.sum(1) - 2.5).abs().max().item<double>(), 1e-14);
+  EXPECT_LT((choice.weights_C.view({choice.tokens(), -1}).sum(1) - 2.5).abs().max().item<double>(), 1e-14);
 }
 
 TEST(GateDeepSeekV3, AConstantAddedToAllBiasesChangesNothing) {
   const Tensor logits = random_tensor({T, 16}, at::kDouble, 1), bias = random_tensor({16}, at::kFloat, 2);
   const auto a = route(method("DeepSeekV3"), 4, logits, bias), b = route(method("DeepSeekV3"), 4, logits, bias + 8.0);
-  EXPECT_EQ(a.ids_TK, b.ids_TK);
-  kernels::expect_same_bits(a.weights_TK, b.weights_TK, "weights");
+  EXPECT_EQ(a.picks, b.picks);
+  kernels::expect_same_bits(a.weights_C, b.weights_C, "weights");
 }
 
 TEST(GateDeepSeekV3, BiasChoosesButDoesNotWeigh) {
@@ -185,11 +192,11 @@ TEST(GateDeepSeekV3, BiasChoosesButDoesNotWeigh) {
   bias[5] = 100.0;
   const auto choice = route(method("DeepSeekV3"), 4, logits, bias);
   for (int64_t t = 0; t < T; ++t) {
-    ASSERT_EQ(choice.ids_TK[t * 4], 5);
+    ASSERT_EQ(choice.picks.ids_C[t * 4], 5);
     const Tensor s = at::sigmoid(logits[t]);
     double sum = 0;
-    for (int64_t i = 0; i < 4; ++i) sum += s[choice.ids_TK[t * 4 + i]].item<double>();
-    EXPECT_NEAR(choice.weights_TK[t][0].item<double>(), 2.5 * s[5].item<double>() / sum, 1e-14);
+    for (int64_t i = 0; i < 4; ++i) sum += s[choice.picks.ids_C[t * 4 + i]].item<double>();
+    EXPECT_NEAR(choice.weights_C[4 * t].item<double>(), 2.5 * s[5].item<double>() / sum, 1e-14);
   }
 }
 

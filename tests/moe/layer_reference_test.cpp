@@ -49,9 +49,9 @@ Tensor balance_term(const moe::BalanceLoss& loss, const moe::MoeConfig& config, 
 void compare(const moe::MoeConfig& config, LayerSize size, int64_t T, at::ScalarType dtype) {
   MoeLayer layer(config, size, dtype);
   testing::ReferenceLayer reference{config, size.top_k, {}, -1};
-  if (layer.state().bias_E.defined()) {
-    layer.state().bias_E.copy_(kernels::random_tensor({size.experts}, at::kFloat, 5) * 0.1);
-    reference.bias_E = layer.state().bias_E;
+  if (layer.state().get("bias").defined()) {
+    layer.state().get("bias").copy_(kernels::random_tensor({size.experts}, at::kFloat, 5) * 0.1);
+    reference.bias_E = layer.state().get("bias");
   }
   const Batch batch = tokens(T);
   int64_t real = 0;
@@ -146,7 +146,7 @@ TEST(LayerReferenceGradients, OfAnExpertWithoutTokensAreExactlyZero) {
   moe::MoeConfig config;
   config.balance.bias.update_rate = 1e-3;
   MoeLayer layer(config, {5, 2, 6, 5}, at::kFloat);
-  layer.state().bias_E[3] = -10.0f;
+  layer.state().get("bias")[3] = -10.0f;
   const auto result = layer.run(tokens(16), kernels::random_tensor({16, 6}, at::kFloat, 2),
                                 kernels::random_tensor({16, 6}, at::kFloat, 3));
   EXPECT_EQ(result.decision.statistics.dispatched_E[3], 0);

@@ -34,9 +34,13 @@ class MoeLayer {
  public:
   MoeLayer(const moe::MoeConfig& config, LayerSize size, at::ScalarType dtype, const comm::Group& ep = {},
            uint64_t seed = 1)
-      : size_(size), ranks_(ep.size()), dispatcher_(moe::Dispatcher::make(config.dispatch, ep)), states_(1) {
+      : size_(size), ranks_(ep.size()), dispatcher_(moe::Dispatcher::make(config.dispatch, ep)) {
     const int64_t E = size.experts, D = size.width, F = size.expert_width, local = E / ep.size();
-    router_ = parameters_.add({.parts = {{"router", {E, D}}}, .shape = {E, D}, .init_std = 1.0});
+    const moe::RouteShape shape{.experts = E, .top_k = size.top_k, .vocab = 64, .seed = seed};
+    const auto router = moe::Router::make(config.router, shape);
+    for (const auto& block : router->blocks(shape))
+      blocks_.push_back(
+          parameters_.add({.parts = {{block.name, {block.columns, D}}}, .shape = {block.columns, D}, .init_std = 1.0}));
     for (int64_t e = local * ep.rank(); e < local * (ep.rank() + 1); ++e) {
       const auto expert = [&](const char* part, std::vector<int64_t> shape) {
         return parameters_.add(
@@ -45,10 +49,12 @@ class MoeLayer {
       experts_.push_back({expert("gate_up", {2 * F, D}), expert("down", {D, F})});
     }
     parameters_.allocate(dtype, seed);
-    if (config.balance.bias.update_rate > 0) states_[0].bias_E = at::zeros({E});
+    const std::vector<int64_t> experts{E};
+    moe::Balancer(config.balance).declare(experts, state_);
+    router->declare(shape, state_.layers[0]);
     const moe::ExchangeSlots slots{0, 1, 2, 3, 4, 5, 6, 7};
     auto route = std::make_unique<moe::RouteStage>(nn::StageSite{"route", 0}, parameters_,
-                                                   moe::RouteConfig{config, router_, size.top_k}, states_);
+                                                   moe::RouteConfig{config, blocks_, shape}, state_);
     route->connect({.input = slots.input,
                     .weights = slots.weights,
                     .decision = slots.decision,
@@ -62,8 +68,9 @@ class MoeLayer {
   MoeLayer(const MoeLayer&) = delete;
   MoeLayer& operator=(const MoeLayer&) = delete;
 
-  Tensor router() const { return parameters_.value(router_); }
-  moe::BalanceState& state() { return states_[0]; }
+  // The weight of the scores' first block.
+  Tensor router() const { return parameters_.value(blocks_[0]); }
+  moe::MethodState& state() { return state_.layers[0]; }
   // Leaves for autograd; of this rank's experts.
   ReferenceWeights weights() const {
     const auto leaf = [](const Tensor& t) { return t.detach().clone().requires_grad_(true); };
@@ -97,7 +104,7 @@ class MoeLayer {
       result.dx = frame.grad(0);
       result.drows = frame.grad(4);
       result.dgates = frame.grad(5);
-      result.drouter = gradients.view(parameters_[router_]).clone();
+      if (!blocks_.empty()) result.drouter = gradients.view(parameters_[blocks_[0]]).clone();
       for (int r = 0; r < ranks_; ++r)
         result.dexperts.push_back(views([&](nn::ParameterId id) { return gradients.view(parameters_[id], r); }));
     }
@@ -121,10 +128,10 @@ class MoeLayer {
   LayerSize size_;
   int ranks_;
   nn::Parameters parameters_;
-  nn::ParameterId router_ = 0;
+  std::vector<nn::ParameterId> blocks_;
   std::vector<moe::ExpertWeights> experts_;
   std::unique_ptr<moe::Dispatcher> dispatcher_;
-  std::vector<moe::BalanceState> states_;
+  moe::ModelState state_;
   std::vector<std::unique_ptr<nn::Stage>> stages_;
 };
 

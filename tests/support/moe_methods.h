@@ -65,4 +65,83 @@ inline std::vector<Method> all_methods() {
   };
 }
 
+// Methods with routers, losses and drop policies of their own.
+inline std::vector<Method> router_methods() {
+  using namespace moe;
+  const auto losses = [](MoeConfig& c, std::initializer_list<LossType> types) {
+    for (const LossType type : types)
+      c.balance.losses.push_back({.type = type, .coef = type == LossType::kL1 ? 0.01 : 0.1});
+  };
+  const auto capacity = [](MoeConfig& c, double factor, DropPolicy policy) {
+    c.capacity.factor = factor;
+    c.capacity.policy = policy;
+  };
+  return {
+      {"GshardRandom", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.norm_topk_prob = true;
+         c.router.second = "random";
+         c.router.second_threshold = 0.6;
+         losses(c, {LossType::kSwitch});
+       }},
+      {"DeepSpeedRandomTokens", 8, 2,
+       [=](MoeConfig& c) {
+         capacity(c, 0.75, DropPolicy::kRandom);
+         losses(c, {LossType::kSwitch});
+       }},
+      {"BatchPrioritised", 8, 2,
+       [=](MoeConfig& c) {
+         capacity(c, 0.75, DropPolicy::kBpr);
+         losses(c, {LossType::kImportance});
+       }},
+      {"Jitter", 8, 1,
+       [=](MoeConfig& c) {
+         c.router.jitter = 0.3;
+         losses(c, {LossType::kSwitch, LossType::kZ});
+       }},
+      {"DeviceLimited", 16, 4,
+       [=](MoeConfig& c) {
+         c.router.n_group = 4;
+         c.router.topk_group = 2;
+         losses(c, {LossType::kSwitch});
+       }},
+      {"NodeLimited", 16, 4,
+       [=](MoeConfig& c) {
+         c.router.score = Score::kSigmoid;
+         c.router.norm_topk_prob = true;
+         c.router.routed_scaling_factor = 2.5;
+         c.router.n_group = 4;
+         c.router.topk_group = 2;
+         c.balance.bias.update_rate = 1e-3;
+         losses(c, {LossType::kSwitch});
+       }},
+      {"NoisyTopK", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.type = "noisy_topk";
+         losses(c, {LossType::kImportance, LossType::kLoad});
+       }},
+      {"Hash", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.type = "hash";
+         c.router.hash.emplace().table = HashTable::kRandom;
+       }},
+      {"Sinkhorn", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.type = "sinkhorn";
+         losses(c, {LossType::kZ});
+       }},
+      {"ExpertChoice", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.type = "expert_choice";
+         losses(c, {LossType::kZ});
+       }},
+      {"ReMoe", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.type = "relu";
+         losses(c, {LossType::kL1});
+         c.balance.losses[0].l1.emplace().start = 0.05;
+       }},
+  };
+}
+
 }  // namespace conclave::testing

@@ -132,10 +132,10 @@ const std::vector<BadConfig> kUnbuilt = {
      "expert sets of several sizes are not built yet"},
     {"TopKSchedule", "moe: {top_k: [{until: 100, k: 6}, {k: 1}]}\n", "3:14", "a schedule of top_k is not built yet"},
     {"Branch", "moe: {branch: parallel}\n", "3:15", "not built yet: 'parallel'"},
-    {"ExpertChoice", "moe: {router: {type: expert_choice}}\n", "3:22", "not built yet: 'expert_choice'"},
-    {"Groups", "moe: {router: {n_group: 4, topk_group: 2}}\n", "3:25", "not built yet: group-limited routing"},
+    {"Lory", "moe: {router: {type: lory}}\n", "3:22", "not built yet: 'lory'"},
     {"Replay", "moe: {router: {replay: ids}}\n", "3:24", "not built yet: replaying"},
-    {"DropPolicy", "moe: {capacity: {factor: 1, policy: spill}}\n", "3:37", "built so far: position, slot, score"},
+    {"DropPolicy", "moe: {capacity: {factor: 1, policy: spill}}\n", "3:37",
+     "built so far: position, slot, score, random, bpr"},
     {"Mup",
      "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init: mup}\n" +
          std::string(kData),
@@ -159,6 +159,18 @@ std::string model(const std::string& more) {
 }
 
 const std::vector<BadConfig> kRelations = {
+    {"UnknownRouter", "moe: {router: {type: top_k}}\n", "3:22", "topk"},
+    {"Groups", "moe: {router: {n_group: 3, topk_group: 2}}\n", "3:25", "8 experts do not make 3 equal groups"},
+    {"TooFewGroups", "moe: {top_k: 4, router: {n_group: 4, topk_group: 1}}\n", "3:50",
+     "1 groups of 2 experts are too few for 4 experts of a token"},
+    {"OptionsOfAnotherRouter", "moe: {router: {hash: {table: random}}}\n", "3:22",
+     "options of type hash, but moe.router.type is topk"},
+    {"ScoresWithoutMeaning", "moe: {router: {type: relu, norm_topk_prob: true}}\n", "3:44",
+     "means nothing to moe.router.type relu"},
+    {"BiasWithoutChoice", "moe: {router: {type: hash}, balance: {bias: {update_rate: 0.001}}}\n", "3:59",
+     "does not choose by biased scores"},
+    {"LossOfAnotherRouter", "moe: {balance: {losses: [{type: l1}]}}\n", "3:33", "of a relu router"},
+    {"RandomSecond", "moe: {top_k: 4, router: {second: random}}\n", "3:34", "needs 2 experts for each token, not 4"},
     {"WorldTooSmall", "parallel: {dp: 4}\n", "3:16", "takes 4 ranks, but there are 2; leave parallel.dp out", {}, 2},
     {"ExpertsOverRanks",
      "moe: {num_experts: 64}\nparallel: {ep: 12}\ntrain: {global_batch_size: 24}\n",

@@ -49,13 +49,14 @@ TEST(BalanceRules, ModelScopeNeedsEqualExpertsInAllLayers) {
 }
 
 TEST(BalanceRules, PoliciesThatAreNotBuiltAreRefused) {
-  for (const std::string policy : {"random", "bpr", "spill"})
-    EXPECT_THAT(refusal("moe: {capacity: {factor: 1, policy: " + policy + "}}\n"),
-                HasSubstr("'" + policy + "'; built so far: position, slot, score"));
+  EXPECT_THAT(refusal("moe: {capacity: {factor: 1, policy: spill}}\n"),
+              HasSubstr("'spill'; built so far: position, slot, score, random, bpr"));
 }
 
-TEST(BalanceRules, GshardRandomSecondExpertIsRefused) {
-  EXPECT_THAT(refusal("moe: {router: {second: random}}\n"), HasSubstr("moe.router.second"));
+TEST(BalanceRules, ARandomSecondExpertNeedsASecond) {
+  expect_accepted("moe: {router: {second: random}}\n");
+  EXPECT_THAT(refusal("moe: {top_k: 1, router: {second: random}}\n"), HasSubstr("needs 2 experts"));
+  EXPECT_THAT(refusal("moe: {router: {second: gumbel}}\n"), HasSubstr("moe.router.second"));
 }
 
 }  // namespace

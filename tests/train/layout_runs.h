@@ -172,11 +172,8 @@ class RankRun {
     return step_.run(number, batches);
   }
   // What a checkpoint has; restore() follows a load into it.
-  parallel::StateDict state() { return train::full_state(model_, step_, mesh_, counts_); }
-  void restore(int64_t updates) {
-    train::restore_balance(model_, counts_);
-    step_.set_updates(updates);
-  }
+  parallel::StateDict state() { return train::full_state(model_, step_, mesh_); }
+  void restore(int64_t updates) { step_.set_updates(updates); }
   // By logical name, from all ranks.
   std::map<std::string, std::string> all_state() { return assemble(mesh_.world(), fragments_of(state())); }
   std::map<std::string, std::string> all_gradients() {
@@ -215,7 +212,6 @@ class RankRun {
   model::Transformer model_;
   Failpoints failpoints_;
   train::TrainStep step_;
-  std::vector<std::vector<int64_t>> counts_;
 };
 
 // Trains on the ranks of `world`, one thread each unless `threads` says otherwise: all steps with reduction canonical,
@@ -336,7 +332,7 @@ inline void expect_layout_promise(const comm::Group& world, Layout layout, const
 }
 
 inline void set_bias(model::Transformer& transformer, int64_t expert, float value) {
-  for (auto& layer : transformer.balance()) layer.bias_E.data_ptr<float>()[expert] = value;
+  for (auto& layer : transformer.state().layers) layer.values<float>("bias")[expert] = value;
 }
 
 inline void zero_router(model::Transformer& transformer) {

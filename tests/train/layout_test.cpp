@@ -2,6 +2,7 @@
 // Training does not depend on how ranks share the work: the same bits with reduction canonical, the same to 1e-5 with
 // fast. Ranks are threads here, processes in tests/launched.
 #include "model/thread_check.h"
+#include "support/moe_methods.h"
 #include "support/ranks.h"
 #include "train/layout_runs.h"
 
@@ -61,6 +62,69 @@ TEST(ExecutorTensorRanks, HaveThePromisesOfTheirLayout) {
     });
   }
 }
+
+// Routers and policies with randomness, state or losses of their own.
+std::vector<LayoutCase> router_cases() {
+  std::vector<LayoutCase> cases;
+  for (const auto& method : testing::router_methods()) {
+    cases.push_back({.name = method.name, .change = [method](auto& config) {
+                       const int64_t width = *config.moe.expert_hidden_size;
+                       config.moe = method.config();
+                       config.moe.expert_hidden_size = width;
+                     }});
+  }
+  return cases;
+}
+
+// Over dp and ep, executors, tp, and after a resume.
+class RouterLayoutRanks : public ::testing::TestWithParam<LayoutCase> {};
+
+TEST_P(RouterLayoutRanks, CanonicalIsBitwiseAndFastIsClose) {
+  const Alone alone(GetParam());
+  for (const Layout layout : {Layout{2, 2}, Layout{4, 2}}) {
+    run_ranks(static_cast<int>(layout.dp), [&](const comm::Group& world) {
+      expect_layout_promise(world, layout, GetParam(), alone);
+      expect_executor_promises(world, layout, GetParam(), alone);
+    });
+  }
+}
+
+TEST_P(RouterLayoutRanks, TensorParallelRanksDecideTogether) {
+  auto wide = GetParam();
+  wide.change = [change = wide.change](auto& config) {
+    config.model.num_key_value_heads = 4;
+    config.train.micro_batch_size = 4;
+    change(config);
+  };
+  const auto alone = run_layout({}, {}, wide, kFast);
+  LayoutOutcome one;
+  run_ranks(2, [&](const comm::Group& world) {
+    expect_close(run_layout(world, {.tp = 2}, wide, kFast), alone);
+    auto mine = run_layout(world, {.tp = 2}, wide, kCanonical);
+    if (world.rank() == 0) one = std::move(mine);
+  });
+  run_ranks(4, [&](const comm::Group& world) {
+    expect_same(run_layout(world, {.dp = 2, .ep = 4, .zero = 1, .tp = 2}, wide, kCanonical), one);
+  });
+}
+
+TEST_P(RouterLayoutRanks, AStateThatWasSavedGoesOnWithTheSameBits) {
+  RankRun whole({}, {}, GetParam(), kCanonical), before({}, {}, GetParam(), kCanonical),
+      after({}, {}, GetParam(), kCanonical);
+  for (int64_t step = 0; step < 2; ++step) whole.step(step), before.step(step);
+  const auto from = before.state(), to = after.state();
+  ASSERT_EQ(from.size(), to.size());
+  for (size_t i = 0; i < from.size(); ++i) {
+    ASSERT_EQ(from[i].name + from[i].role, to[i].name + to[i].role);
+    std::copy(from[i].data.begin(), from[i].data.end(), to[i].data.begin());
+  }
+  after.restore(2);
+  EXPECT_EQ(after.step(2).loss, whole.step(2).loss);
+  EXPECT_EQ(after.all_state(), whole.all_state());
+}
+
+INSTANTIATE_TEST_SUITE_P(All, RouterLayoutRanks, ::testing::ValuesIn(router_cases()),
+                         [](const auto& info) { return info.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(All, ExecutorRanks, ::testing::ValuesIn(layout_cases()),
                          [](const auto& info) { return info.param.name; });

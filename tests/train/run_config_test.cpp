@@ -97,14 +97,18 @@ TEST_F(RunConfigTest, WarnsOfWhatHasNoEffect) {
   EXPECT_THAT(load("moe: {layers: {first_k_dense: 2}}\n").warnings,
               testing::ElementsAre(HasSubstr("no layer is a mixture")));
   EXPECT_THAT(load("moe: {balance: {losses: [{type: z, level: global}]}}\n").warnings,
-              testing::ElementsAre(HasSubstr("no effect on a z-loss")));
+              testing::ElementsAre(HasSubstr("have an effect on switch losses only")));
   for (const std::string yaml :
        {"moe: {router: {score: sigmoid, score_before_topk: false}}", "moe: {capacity: {policy: score}}",
         "moe: {capacity: {min: 8}}", "moe: {balance: {bias: {rule: proportional}}}",
         "moe: {balance: {bias: {center: true}}}", "optim: {schedule: constant, decay: 10}"})
     EXPECT_THAT(load(yaml + "\n").warnings, testing::ElementsAre(HasSubstr("has no effect"))) << yaml;
   for (const std::string yaml :
-       {"moe: {router: {score: sigmoid}}", "moe: {capacity: {factor: 1, policy: score, min: 8}}",
+       {"moe: {router: {type: expert_choice}}", "moe: {router: {type: sinkhorn}}",
+        "moe: {capacity: {factor: 1, policy: score}}"})
+    EXPECT_THAT(load(yaml + "\n").warnings, testing::ElementsAre(HasSubstr("class C3"))) << yaml;
+  for (const std::string yaml :
+       {"moe: {router: {score: sigmoid}}", "moe: {capacity: {factor: 1, policy: position, min: 8}}",
         "moe: {capacity: {eval_factor: 1, min: 8}}",
         "moe: {balance: {bias: {update_rate: 1e-3, rule: proportional, center: true}}}",
         "optim: {schedule: constant, lr: 1e-6}"})

@@ -2,7 +2,7 @@
 // Expert ids of one model, seen and taken over by another.
 #include "moe/choices.h"
 
-#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 
 #include "support/tiny_models.h"
 #include "verify/models.h"
@@ -63,14 +63,15 @@ TEST(ChoicesTest, PaddingCountsAsNoFlipAndUnknownBatchesAreABug) {
   Batch batch = testing::random_batch(1, 2, 8, 1);
   batch.segment_ids[1] = -1;
   moe::ChoiceRecord record;
-  moe::ExpertIds ids{{0, 1, 2, 3}, {0, 1, 2, 3}};
+  const auto picks = [](std::vector<int32_t> ids) { return moe::even_picks(std::move(ids), 2); };
+  moe::ExpertIds ids{picks({0, 1, 2, 3}), picks({0, 1, 2, 3})};
   record.chosen(batch, 0, ids);
   moe::ChoiceReplay look(record, false);
-  moe::ExpertIds other{{0, 1, 3, 2}, {0, 1, 2, 3}};
+  moe::ExpertIds other{picks({0, 1, 3, 2}), picks({0, 1, 2, 3})};
   look.chosen(batch, 0, other);
   EXPECT_EQ(look.flips(), 0);
-  EXPECT_THAT(other.selected_TK, ::testing::ElementsAre(0, 1, 3, 2));
-  other.selected_TK = {1, 0, 3, 2};
+  EXPECT_EQ(other.selected, picks({0, 1, 3, 2}));
+  other.selected = picks({1, 0, 3, 2});
   look.chosen(batch, 0, other);
   EXPECT_EQ(look.flips(), 1);
   batch.index = 7;

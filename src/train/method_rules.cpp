@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rules about routing and balancing methods: which keys belong to which, and what goes together. What a method says of
+// itself (its causality) comes from its table row.
+#include "config/fields.h"
+#include "moe/balance_loss.h"
+#include "moe/capacity.h"
+#include "train/config_rules.h"
+
+namespace conclave::train {
+namespace {
+
+using moe::LossType;
+
+struct RouterUse {
+  std::string type;
+  // By what the type is asked whether a key means anything with it.
+  bool is(std::initializer_list<const char*> types) const {
+    return std::any_of(types.begin(), types.end(), [&](const char* one) { return type == one; });
+  }
+};
+
+void check_type(const RunConfig& config, Rules& rules) {
+  std::vector<std::string> built;
+  for (const auto& row : moe::Router::table()) built.emplace_back(row.info.type);
+  rules.one_of("moe.router.type", config.moe.router.type, built, {"base", "lory", "sparsemixer"});
+  const auto* row = moe::Router::find(config.moe.router.type);
+  const bool leaks = row != nullptr && row->info.causality == moe::Causality::kLeaky;
+  rules.warn_if(
+      leaks && config.moe.enabled, {"moe.router.type"},
+      fmt::format("in training a token's experts depend on later tokens too (class C3), so training losses are "
+                  "optimistic; evaluation uses another form: {}",
+                  leaks ? row->info.evaluation : ""));
+}
+
+void check_options(const RunConfig& config, Rules& rules) {
+  const moe::RouterConfig& router = config.moe.router;
+  const auto own = [&](const char* type, bool given) {
+    rules.require(!given || router.type == type, {fmt::format("moe.router.{}", type)},
+                  fmt::format("options of type {}, but moe.router.type is {}", type, router.type));
+  };
+  own("noisy_topk", router.noisy_topk.has_value());
+  own("hash", router.hash.has_value());
+  own("sinkhorn", router.sinkhorn.has_value());
+  own("expert_choice", router.expert_choice.has_value());
+  const RouterUse use{router.type};
+  const moe::RouterConfig defaults;
+  const auto meaningless = [&](const char* key, bool given, bool allowed) {
+    rules.require(!given || allowed, {fmt::format("moe.router.{}", key)},
+                  fmt::format("means nothing to moe.router.type {}; remove it", router.type));
+  };
+  meaningless("score", router.score != defaults.score, use.is({"topk"}));
+  meaningless("score_before_topk", router.score_before_topk != defaults.score_before_topk, use.is({"topk"}));
+  meaningless("norm_topk_prob", router.norm_topk_prob, use.is({"topk", "sinkhorn"}));
+  meaningless("jitter", router.jitter > 0, !use.is({"hash"}));
+  meaningless("n_group", router.n_group != 1, use.is({"topk", "noisy_topk"}));
+  meaningless("second", router.second != defaults.second, use.is({"topk"}));
+  rules.require(config.moe.balance.bias.update_rate == 0 || use.is({"topk", "noisy_topk"}),
+                {"moe.balance.bias.update_rate"},
+                fmt::format("moe.router.type {} does not choose by biased scores", router.type));
+}
+
+void check_groups(const RunConfig& config, int64_t experts, Rules& rules) {
+  const moe::RouterConfig& router = config.moe.router;
+  const int64_t all = experts * config.moe.granularity, chosen = config.moe.top_k * config.moe.granularity;
+  rules.require(router.topk_group <= router.n_group, {"moe.router.topk_group", "moe.router.n_group"},
+                fmt::format("{} of {} groups", router.topk_group, router.n_group));
+  rules.require(all % router.n_group == 0, {"moe.router.n_group", "moe.num_experts"},
+                fmt::format("{} experts do not make {} equal groups", all, router.n_group));
+  rules.require(router.n_group == 1 || chosen <= router.topk_group * (all / router.n_group),
+                {"moe.router.topk_group", "moe.top_k"},
+                fmt::format("{} groups of {} experts are too few for {} experts of a token", router.topk_group,
+                            all / std::max<int64_t>(1, router.n_group), chosen));
+  rules.one_of("moe.router.second", router.second, {"always", "random"}, {"gumbel"});
+  rules.require(router.second != "random" || chosen == 2, {"moe.router.second", "moe.top_k"},
+                fmt::format("a random second expert needs 2 experts for each token, not {}", chosen));
+}
+
+void check_loss(const RunConfig& config, size_t index, Rules& rules) {
+  const moe::BalanceLoss& loss = config.moe.balance.losses[index];
+  const RouterUse router{config.moe.router.type};
+  const std::string path = fmt::format("moe.balance.losses[{}]", index);
+  const auto needs = [&](bool holds, const std::string& what) {
+    rules.require(holds, {path + ".type", "moe.router.type"}, what + ", but moe.router.type is " + router.type);
+  };
+  switch (loss.type) {
+    case LossType::kSwitch:
+      return needs(!router.is({"relu", "hash", "sinkhorn"}), "a switch loss needs scores that it may even out");
+    case LossType::kZ:
+      return needs(!router.is({"relu", "hash"}), "a z-loss needs logits of a softmax or sigmoid");
+    case LossType::kImportance:
+      return needs(!router.is({"hash"}), "an importance loss needs weights that learn");
+    case LossType::kLoad:
+      return needs(router.is({"noisy_topk"}), "a load loss needs the noise of noisy_topk");
+    case LossType::kL1:
+      needs(router.is({"relu"}), "an l1 loss steers the number of positive weights of a relu router");
+      rules.require(loss.coef == moe::BalanceLoss().coef, {path + ".coef"},
+                    "means nothing to an l1 loss: its coefficient starts at l1.start and moves by itself");
+  }
+}
+
+void check_losses(const RunConfig& config, Rules& rules) {
+  const auto& losses = config.moe.balance.losses;
+  int64_t l1 = 0;
+  for (size_t i = 0; i < losses.size(); ++i) {
+    check_loss(config, i, rules);
+    rules.require(!losses[i].l1 || losses[i].type == LossType::kL1, {fmt::format("moe.balance.losses[{}].l1", i)},
+                  "options of type l1, but this loss has another type");
+    l1 += losses[i].type == LossType::kL1;
+  }
+  rules.require(l1 <= 1, {"moe.balance.losses"}, "two l1 losses would move the same coefficient; keep one");
+  rules.warn_if(config.moe.router.type == "relu" && l1 == 0 && config.moe.enabled, {"moe.router.type"},
+                "without an l1 loss nothing keeps the number of experts of a token near moe.top_k");
+}
+
+void check_policy(const RunConfig& config, Rules& rules) {
+  const moe::CapacityConfig& capacity = config.moe.capacity;
+  std::vector<std::string> built;
+  const moe::Admission::Row* used = nullptr;
+  for (const auto& row : moe::Admission::table()) {
+    built.emplace_back(row.info.type);
+    if (row.policy == capacity.policy) used = &row;
+  }
+  rules.unbuilt(used == nullptr, "moe.capacity.policy",
+                fmt::format("'{}'; built so far: {}", config::enum_name(capacity.policy), fmt::join(built, ", ")));
+  rules.warn_if(used != nullptr && capacity.factor && used->info.causality == moe::Causality::kLeaky,
+                {"moe.capacity.policy"},
+                "in training whether a token is dropped depends on later tokens too (class C3), so training losses are "
+                "optimistic; evaluation admits by position");
+}
+
+}  // namespace
+
+void check_methods(const RunConfig& config, int64_t least_experts, Rules& rules) {
+  check_type(config, rules);
+  check_options(config, rules);
+  check_groups(config, least_experts, rules);
+  check_losses(config, rules);
+  check_policy(config, rules);
+}
+
+}  // namespace conclave::train

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// GShard's random second expert, and Switch's jitter (methods.md 8).
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "kernels/tensor_checks.h"
+#include "support/moe_layer.h"
+#include "support/moe_methods.h"
+#include "support/routed.h"
+
+namespace conclave::moe {
+namespace {
+
+using conclave::testing::MoeLayer;
+using conclave::testing::random_batch;
+using conclave::testing::Routed;
+using kernels::random_tensor;
+
+TEST(GshardRandomSecond, IsKeptAsOftenAsItsWeightSays) {
+  const int64_t T = 6000;
+  for (const double second : {0.05, 0.15, 0.4}) {
+    Routed setup({.norm_topk_prob = true, .second = "random"}, {.experts = 4, .top_k = 2}, T);
+    Tensor logits = at::full({T, 4}, -30.0, at::kDouble);
+    logits.select(1, 1).fill_(std::log(1 - second)), logits.select(1, 3).fill_(std::log(second));
+    const Choice choice = setup.route(logits);
+    ASSERT_EQ(choice.declined_C.size(), static_cast<size_t>(2 * T));
+    const auto declined = std::accumulate(choice.declined_C.begin(), choice.declined_C.end(), int64_t{0});
+    const double p = std::min(1.0, second / 0.2), kept = 1 - static_cast<double>(declined) / T;
+    EXPECT_NEAR(kept, p, 4.5 * std::sqrt(p * (1 - p) / T) + 1e-12);
+    for (int64_t t = 0; t < T; ++t) {
+      ASSERT_FALSE(choice.declined_C[2 * t]) << "a first expert is always used";
+      ASSERT_NEAR(choice.weights_C[2 * t].item<double>(), 1 - second, 1e-12) << "and keeps its weight";
+    }
+    setup.moment.training = false;
+    EXPECT_TRUE(setup.route(logits).declined_C.empty()) << "an evaluation draws nothing";
+  }
+}
+
+TEST(GshardRandomSecond, WhatIsDeclinedIsNeitherSentNorCountedAsSelected) {
+  MoeConfig config = conclave::testing::router_methods()[0].config();
+  MoeLayer layer(config, {.experts = 8, .top_k = 2}, at::kDouble);
+  const Batch batch = random_batch(1, 60, 23, 1);
+  const Tensor x = random_tensor({60, 6}, at::kDouble, 2);
+  const auto result = layer.run(batch, x, at::zeros_like(x));
+  const auto& declined = result.decision.choice.declined_C;
+  const auto count = std::accumulate(declined.begin(), declined.end(), int64_t{0});
+  EXPECT_GT(count, 0);
+  EXPECT_EQ(result.decision.routing.pairs(), 120 - count);
+  const auto& selected = result.decision.statistics.selected_E;
+  EXPECT_EQ(std::accumulate(selected.begin(), selected.end(), int64_t{0}), 120 - count);
+  EXPECT_EQ(result.decision.statistics.dropped, 0);
+}
+
+TEST(Jitter, ChangesWhatTheRouterSeesInTrainingAndNothingElse) {
+  MoeConfig plain = conclave::testing::router_methods()[3].config(), jittered = plain;
+  ASSERT_GT(jittered.router.jitter, 0);
+  plain.router.jitter = 0;
+  const testing::LayerSize size{.experts = 8, .top_k = 8};  // all experts see all tokens
+  const Batch batch = random_batch(1, 20, 23, 1);
+  const Tensor x = random_tensor({20, 6}, at::kDouble, 2), dy = random_tensor({20, 6}, at::kDouble, 3);
+  const auto without = MoeLayer(plain, size, at::kDouble).run(batch, x, dy);
+  const auto with = MoeLayer(jittered, size, at::kDouble).run(batch, x, dy);
+  kernels::expect_same_bits(with.rows, without.rows, "what experts see");
+  const Tensor ratio = with.decision.choice.logits_TE - without.decision.choice.logits_TE;
+  EXPECT_GT(ratio.abs().max().item<double>(), 1e-3);
+  kernels::expect_same_bits(MoeLayer(jittered, size, at::kDouble).run(batch, x, {}).y,
+                            MoeLayer(plain, size, at::kDouble).run(batch, x, {}).y, "an evaluation");
+}
+
+}  // namespace
+}  // namespace conclave::moe

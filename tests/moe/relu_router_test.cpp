@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// ReMoE's router and the controller of its l1 loss (methods.md 8).
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "kernels/tensor_checks.h"
+#include "moe/balancer.h"
+#include "support/moe_layer.h"
+#include "support/moe_methods.h"
+#include "support/routed.h"
+
+namespace conclave::moe {
+namespace {
+
+using conclave::testing::MoeLayer;
+using conclave::testing::random_batch;
+using conclave::testing::Routed;
+using kernels::random_tensor;
+
+TEST(ReluRouter, AnyNumberOfExpertsAndNoneForNegativeLogits) {
+  Routed setup({.type = "relu"}, {.experts = 8, .top_k = 2}, 20);
+  Tensor logits = random_tensor({20, 8}, at::kDouble, 1);
+  logits[3] = -at::ones({8}, at::kDouble);
+  const Choice choice = setup.route(logits);
+  for (int64_t t = 0; t < 20; ++t) EXPECT_EQ(std::ssize(choice.picks.of(t)), (logits[t] > 0).sum().item<int64_t>());
+  const Choice scaled = setup.route(logits * 3.0);
+  EXPECT_EQ(scaled.picks, choice.picks);
+  EXPECT_LT((scaled.weights_C - 3.0 * choice.weights_C).abs().max().item<double>(), 1e-14);
+}
+
+TEST(ReluRouter, ATokenWithoutExpertsGetsNothing) {
+  MoeConfig config = conclave::testing::router_methods().back().config();
+  MoeLayer layer(config, {.experts = 8, .top_k = 2}, at::kDouble);
+  const Tensor x = at::zeros({5, 6}, at::kDouble);
+  EXPECT_EQ(layer.run(random_batch(1, 5, 23, 1), x, at::ones_like(x)).y.abs().max().item<double>(), 0.0);
+}
+
+TEST(L1Controller, MovesByOneFactorTowardsTheWantedNumber) {
+  BalanceConfig config;
+  config.losses = {{.type = LossType::kL1}};
+  const Balancer balancer(config);
+  ModelState state;
+  const std::vector<int64_t> experts{4, 4};
+  balancer.declare(experts, state);
+  int64_t exponent = 0;
+  const auto step = [&](int64_t first, int64_t second) {
+    std::vector<StepTotals> totals(2);
+    totals[0] = {.selected_E = {first, 0, 0, 0}, .top_k = 2, .tokens = 10};
+    totals[1] = {.selected_E = {0, second, 0, 0}, .top_k = 2, .tokens = 10};
+    balancer.end_step(totals, state);
+  };
+  EXPECT_DOUBLE_EQ(*balancer.coefficients(state)[0], 1e-8);
+  for (const auto& [first, second, move] : std::vector<std::array<int64_t, 3>>{
+           {30, 20, 1}, {21, 20, 1}, {20, 20, 0}, {10, 30, 0}, {19, 20, -1}, {0, 0, -1}, {40, 40, 1}}) {
+    step(first, second);
+    exponent += move;
+    EXPECT_EQ(state.shared.values<int64_t>("l1.exponent")[0], exponent);
+    EXPECT_DOUBLE_EQ(*balancer.coefficients(state)[0], 1e-8 * std::pow(1.2, static_cast<double>(exponent)));
+  }
+}
+
+// Logits that a constant gradient pushes up, and the loss down: they end where a token has k experts.
+TEST(L1Controller, ReachesTheWantedSparsityAndStays) {
+  const int64_t T = 200, E = 8, k = 1;
+  BalanceConfig config;
+  config.losses = {{.type = LossType::kL1}};
+  config.losses[0].l1.emplace().start = 1e-4;
+  const Balancer balancer(config);
+  Routed setup({.type = "relu"}, {.experts = E, .top_k = k}, T);
+  ModelState state{{{}}, {}};
+  const std::vector<int64_t> experts{E};
+  balancer.declare(experts, state);
+  Tensor offset = at::zeros({E}, at::kDouble), velocity = at::zeros({E}, at::kDouble);
+  const double targets = std::accumulate(setup.batch.loss_mask.begin(), setup.batch.loss_mask.end(), 0.0);
+  std::vector<double> sparsity;
+  for (int step = 0; step < 1500; ++step) {
+    Decision d;
+    d.choice = setup.route(random_tensor({T, E}, at::kDouble, 1 + step % 7) + offset);
+    const std::vector<uint8_t> keep(d.choice.picks.count(), 1);
+    d.routing = make_routing(d.choice.picks, keep, {0, T}, E);
+    d.statistics = gather_statistics(d.choice, d.routing, setup.batch, k);
+    const Decision* layer = &d;
+    ChoiceGradients gradients{.weights_C = at::zeros_like(d.choice.weights_C)};
+    balancer.add_gradient({{&layer, 1}, state, setup.batch}, 0, gradients);
+    const Tensor dz = setup.router->backward(d.choice, gradients).sum(0) / targets - 0.02;
+    offset = offset - 0.05 * dz;
+    StepTotals totals{.selected_E = d.statistics.selected_E, .top_k = k, .tokens = T};
+    balancer.end_step({&totals, 1}, state);
+    if (step >= 1000) sparsity.push_back(1 - static_cast<double>(d.choice.picks.count()) / static_cast<double>(T * E));
+  }
+  const double mean = std::accumulate(sparsity.begin(), sparsity.end(), 0.0) / static_cast<double>(sparsity.size());
+  EXPECT_NEAR(mean, 1 - 1.0 / 8, 0.01);
+}
+
+}  // namespace
+}  // namespace conclave::moe

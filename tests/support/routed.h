@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// A router with its state and a batch, in a step of training, outside of any layer.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "moe/router.h"
+#include "support/tiny_models.h"
+
+namespace conclave::testing {
+
+struct Routed {
+  moe::RouterConfig config;
+  moe::RouteShape shape;
+  Batch batch;
+  moe::Moment moment{.training = true};
+  moe::MethodState state = {};
+  std::unique_ptr<moe::Router> router = moe::Router::make(config, shape);
+
+  Routed(const moe::RouterConfig& c, const moe::RouteShape& s, int64_t tokens)
+      : config(c), shape(s), batch(random_batch(1, tokens, 23, 1)) {
+    router->declare(shape, state);
+  }
+  moe::Choice route(const Tensor& scores) const { return router->route(scores, {batch, state, moment, at::kDouble}); }
+};
+
+inline std::vector<int64_t> loads(const moe::Choice& choice) {
+  std::vector<int64_t> counts(choice.experts, 0);
+  for (const int32_t id : choice.picks.ids_C) ++counts[id];
+  return counts;
+}
+
+}  // namespace conclave::testing
