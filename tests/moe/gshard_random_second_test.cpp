@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // GShard's random second expert, and Switch's jitter (methods.md 8).
+#include <ATen/ops/arange.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -51,6 +52,31 @@ TEST(GshardRandomSecond, WhatIsDeclinedIsNeitherSentNorCountedAsSelected) {
   const auto& selected = result.decision.statistics.selected_E;
   EXPECT_EQ(std::accumulate(selected.begin(), selected.end(), int64_t{0}), 120 - count);
   EXPECT_EQ(result.decision.statistics.dropped, 0);
+}
+
+TEST(GshardRandomSecond, IsDrawnByTheTokenNotByItsPlace) {
+  const int64_t T = 200;
+  Routed here({.norm_topk_prob = true, .second = "random"}, {.experts = 4, .top_k = 2}, T), moved = here.moved_by(1);
+  const Tensor logits = at::zeros({T, 4}, at::kDouble) - at::arange(4, at::kDouble) * 3.0;  // the second weighs 0.05
+  const auto at_home = here.route(logits).declined_C, away = moved.route(logits).declined_C;
+  for (int64_t t = 0; t + 1 < T; ++t) ASSERT_EQ(away[2 * t + 1], at_home[2 * t + 3]) << t;
+  EXPECT_NE(away, at_home);
+}
+
+TEST(Jitter, GradientOfTheInputGoesThroughTheFactors) {
+  MoeConfig config;
+  config.router.jitter = 0.3;
+  const int64_t T = 6;
+  MoeLayer layer(config, {.experts = 4, .top_k = 4}, at::kDouble);
+  const Batch batch = random_batch(1, T, 23, 1);
+  const Tensor x = random_tensor({T, 6}, at::kDouble, 2), dy = random_tensor({T, 6}, at::kDouble, 3);
+  const Tensor dx = layer.run(batch, x, dy).dx;
+  const auto objective = [&](const Tensor& at) { return (layer.run(batch, at, dy).y * dy).sum().item<double>(); };
+  for (int64_t i = 0; i < x.numel(); ++i) {
+    Tensor up = x.clone(), down = x.clone();
+    up.view({-1})[i] += 1e-6, down.view({-1})[i] -= 1e-6;
+    EXPECT_NEAR(dx.view({-1})[i].item<double>(), (objective(up) - objective(down)) / 2e-6, 1e-7);
+  }
 }
 
 TEST(Jitter, ChangesWhatTheRouterSeesInTrainingAndNothingElse) {

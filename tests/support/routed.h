@@ -22,6 +22,12 @@ struct Routed {
       : config(c), shape(s), batch(random_batch(1, tokens, 23, 1)) {
     router->declare(shape, state);
   }
+  // The same with the tokens from place `by` on, and others behind them.
+  Routed moved_by(int64_t by) const {
+    Routed moved(config, shape, batch.length);
+    for (int64_t& id : moved.batch.global_token_ids) id += by;
+    return moved;
+  }
   moe::Choice route(const Tensor& scores) const { return router->route(scores, {batch, state, moment, at::kDouble}); }
 };
 
