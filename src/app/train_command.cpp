@@ -2,6 +2,7 @@
 #include "app/train_command.h"
 
 #include <ATen/Parallel.h>
+#include <sys/resource.h>
 
 #include <csignal>
 #include <cstdlib>
@@ -14,6 +15,7 @@
 #include "comm/world.h"
 #include "model/thread_check.h"
 #include "train/run_report.h"
+#include "train/run_result.h"
 
 namespace conclave::app {
 namespace {
@@ -64,6 +66,15 @@ data::LoaderOptions loader_options(const train::RunConfig& config, const paralle
           .dp_size = mesh.dp().size()};
 }
 
+// The most memory that any rank has held so far. Collective.
+int64_t peak_bytes(const comm::Group& group) {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  std::vector<int64_t> peak{int64_t{usage.ru_maxrss} << 10};
+  group.all_reduce(std::span<int64_t>(peak), comm::Reduce::kMax);
+  return peak[0];
+}
+
 int train_in(comm::World& world, const TrainOptions& options) {
   const auto loaded =
       train::load_config(options.config.file, options.config.overrides, {world.size(), train::Purpose::kTrain, true});
@@ -103,7 +114,10 @@ int train_in(comm::World& world, const TrainOptions& options) {
   store.directory().write(group, "config.resolved.yaml", train::to_yaml(config));
   store.directory().write(group, "env.json", environment.dump(2) + "\n");
   const ExitCode code = trainer.run();
-  if (code == ExitCode::kDone) log->info("{}", train::end_block(trainer, config, around));
+  if (code == ExitCode::kDone) {
+    store.directory().write(group, "result.json", train::run_result(trainer, config, peak_bytes(group)).dump(2) + "\n");
+    log->info("{}", train::end_block(trainer, config, around));
+  }
   return static_cast<int>(code);
 }
 

@@ -4,28 +4,13 @@
 #include <algorithm>
 
 #include "config/document.h"
+#include "config/merge.h"
 #include "config/yaml.h"
 
 namespace conclave::config {
 namespace {
 
 constexpr size_t kMaxFiles = 64;  // read in all, a file included twice counted twice
-
-// Keys of `over` win; sections merge key by key, everything else is replaced as a whole.
-void merge(Node& base, Node over) {
-  if (!base.is_map() || !over.is_map()) {
-    base = std::move(over);
-    return;
-  }
-  for (Entry& entry : over.map) {
-    if (Node* known = base.get(entry.key)) {
-      merge(*known, std::move(entry.value));
-    } else {
-      base.map.push_back(std::move(entry));
-    }
-  }
-  base.origin = over.origin;
-}
 
 class Includer {
  public:
@@ -82,6 +67,21 @@ class Includer {
 };
 
 }  // namespace
+
+void merge(Node& base, Node over) {
+  if (!base.is_map() || !over.is_map()) {
+    base = std::move(over);
+    return;
+  }
+  for (Entry& entry : over.map) {
+    if (Node* known = base.get(entry.key)) {
+      merge(*known, std::move(entry.value));
+    } else {
+      base.map.push_back(std::move(entry));
+    }
+  }
+  base.origin = over.origin;
+}
 
 Node read_with_includes(const std::filesystem::path& file, Problems& problems) {
   return Includer(problems).read(file, file.string());

@@ -7,6 +7,7 @@
 #include "config/suggest.h"
 #include "config/yaml.h"
 #include "train/config_rules.h"
+#include "train/run_document.h"
 
 namespace conclave::train {
 namespace {
@@ -31,11 +32,12 @@ const config::Schema& run_schema() {
   return schema;
 }
 
-LoadedConfig load_config(const std::filesystem::path& file, std::span<const config::Override> overrides,
-                         const LoadOptions& options) {
+namespace {
+
+// From the merged document on; `problems` may hold what its reading found.
+LoadedConfig read_document(config::Node document, config::Problems& problems, const LoadOptions& options) {
   LoadedConfig loaded;
-  config::Problems problems;
-  loaded.document = config::load_document(file, overrides, run_schema(), problems);
+  loaded.document = std::move(document);
   config::Reader(run_schema(), problems).read(loaded.document, loaded.config, "");
   Rules rules(loaded.document, problems, options);
   resolve_paths(loaded.config, rules);
@@ -47,6 +49,20 @@ LoadedConfig load_config(const std::filesystem::path& file, std::span<const conf
   fill_model(loaded.config);
   loaded.warnings = problems.warnings();
   return loaded;
+}
+
+}  // namespace
+
+LoadedConfig load_config(const std::filesystem::path& file, std::span<const config::Override> overrides,
+                         const LoadOptions& options) {
+  config::Problems problems;
+  return read_document(config::load_document(file, overrides, run_schema(), problems), problems, options);
+}
+
+LoadedConfig load_config(config::Node document, const LoadOptions& options) {
+  config::Problems problems;
+  config::expand_references(document, run_schema(), problems);
+  return read_document(std::move(document), problems, options);
 }
 
 std::vector<std::string> resolve(RunConfig& config, int64_t world_size, Purpose purpose) {

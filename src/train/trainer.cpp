@@ -90,6 +90,7 @@ void Trainer::resume() {
   }
   p_.step.set_updates(saved.at("updates"));
   step_ = saved_step_ = manifest->step;
+  state_digest_ = manifest->state.hex();
   restored_ = saved;
 }
 
@@ -171,6 +172,7 @@ void Trainer::save() {
   contents.extra = {{"updates", p_.step.updates()}, {"data", p_.batches.fingerprint()}, {"metrics", metrics_->json()}};
   const auto saved = p_.store.save(contents, full_state(p_.model, p_.step, p_.mesh));
   saved_step_ = step_;
+  state_digest_ = saved.state.hex();
   p_.log.info("saved step {} ({:.1f} MB in {:.2f}s) state {} {}", step_, static_cast<double>(saved.bytes) / 1e6,
               saved.seconds, saved.state.hex(), saved.folder.string());
 }

@@ -42,6 +42,8 @@ class Trainer {
 
   int64_t first_step() const { return first_step_; }
   const std::vector<Evaluation>& last_evaluation() const { return last_evaluation_; }
+  // Of the checkpoint last written or read, in hexadecimal digits; empty before there is one.
+  const std::string& state_digest() const { return state_digest_; }
   const Metrics& metrics() const { return *metrics_; }
   double seconds() const;
 
@@ -62,6 +64,7 @@ class Trainer {
   std::vector<Evaluation> last_evaluation_;
   int64_t step_ = 0, first_step_ = 0;  // steps done
   int64_t saved_step_ = -1, evaluated_step_ = -1;
+  std::string state_digest_;
   int64_t skipped_in_a_row_ = 0;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
