@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "sweep/commands.h"
 #include "sweep/report.h"
+#include "sweep/timing.h"
 
 namespace conclave::app {
 namespace {
@@ -82,9 +83,15 @@ int run_sweep(const SweepOptions& options) {
   }
   for (const auto& warning : plan.warnings) log->warn("{}", warning);
   log->info("{} runs in {}, {} at a time", jobs.size(), folder.root().string(), at_once);
-  sweep::Runner runner(jobs, {at_once, options.retry}, *log);
-  const int code = runner.run();
-  if (code == 0) write_reports(plan.sweep, folder);
+  int code = sweep::Runner(jobs, {at_once, options.retry}, *log).run();
+  if (code == static_cast<int>(ExitCode::kRequeue)) return code;
+  if (const auto timing = sweep::make_timing_jobs(plan, folder, programs); !timing.empty()) {
+    log->info("timing {} settings, one at a time", timing.size());
+    const int timed = sweep::Runner(timing, {1, options.retry}, *log).run();
+    if (timed == static_cast<int>(ExitCode::kRequeue)) return timed;
+    if (code == 0) code = timed;
+  }
+  write_reports(plan.sweep, folder);
   return code;
 }
 

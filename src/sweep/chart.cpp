@@ -52,6 +52,12 @@ std::vector<double> round_numbers(double low, double high, int count) {
 
 std::string number(double value) { return fmt::format("{:.4g}", std::abs(value) < 1e-12 ? 0.0 : value); }
 
+// What fits beside a mark; the whole name is in the table and in a tooltip.
+std::string shortened(const std::string& name) {
+  constexpr size_t kMost = 48;
+  return name.size() <= kMost ? name : fmt::format("{:.{}}…", name, kMost - 1);
+}
+
 std::string opening(double height, const std::string& title) {
   return fmt::format(
       "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">\n<text x=\"{}\" y=\"18\" class=\"title\">{}</text>\n",
@@ -164,8 +170,8 @@ std::string mark_chart(const std::vector<Mark>& marks, const ChartText& text) {
   for (size_t i = 0; i < marks.size(); ++i) {
     const Mark& mark = marks[i];
     const double y = kTop + kRow * (static_cast<double>(i) + 0.5);
-    svg += fmt::format("<text x=\"{}\" y=\"{:.1f}\" class=\"label\" text-anchor=\"end\">{}</text>\n", kNames - 10,
-                       y + 4, escape_markup(mark.name));
+    svg += fmt::format("<text x=\"{}\" y=\"{:.1f}\" class=\"label\" text-anchor=\"end\"><title>{}</title>{}</text>\n",
+                       kNames - 10, y + 4, escape_markup(mark.name), escape_markup(shortened(mark.name)));
     for (const double value : mark.single) {
       svg += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"2.5\" fill=\"{}\" fill-opacity=\"0.45\"/>\n",
                          x(value), y, mark.colour);

@@ -27,26 +27,25 @@ std::string line_of(const Job& job) {
 
 }  // namespace
 
+std::vector<std::string> train_command(const Programs& programs, int64_t ranks, const std::filesystem::path& config,
+                                       const std::filesystem::path& run) {
+  if (ranks == 1) return {programs.conclave.string(), "train", config.string(), "--run", run.string()};
+  return {programs.launcher.string(),
+          "--binary",
+          programs.conclave.string(),
+          std::to_string(ranks),
+          config.string(),
+          "--run",
+          run.string()};
+}
+
 std::vector<Job> make_jobs(const Plan& plan, const Folder& folder, const Programs& programs) {
-  const int64_t ranks = plan.sweep.config.ranks;
   std::vector<Job> jobs;
   for (const auto& [record, config] : plan.runs) {
     const auto& id = record.id;
-    Job job{id,
-            fmt::format("{} seed {}", record.cell, record.seed),
-            {},
-            folder.job(id),
-            folder.run(id),
-            record.digest,
-            record.steps};
-    if (ranks == 1) {
-      job.command = {programs.conclave.string(), "train", folder.config(id).string()};
-    } else {
-      job.command = {programs.launcher.string(), "--binary", programs.conclave.string(), std::to_string(ranks),
-                     folder.config(id).string()};
-    }
-    job.command.insert(job.command.end(), {"--run", job.run.string()});
-    jobs.push_back(std::move(job));
+    jobs.push_back({id, fmt::format("{} seed {}", record.cell, record.seed),
+                    train_command(programs, plan.sweep.config.ranks, folder.config(id), folder.run(id)), folder.job(id),
+                    folder.run(id), record.digest, record.steps});
   }
   return jobs;
 }

@@ -16,6 +16,10 @@ struct Programs {
   std::filesystem::path launcher;  // launch/run, for runs of several ranks
 };
 
+// What trains `config` in the run directory `run`.
+std::vector<std::string> train_command(const Programs& programs, int64_t ranks, const std::filesystem::path& config,
+                                       const std::filesystem::path& run);
+
 // The jobs of a plan whose files are in `folder`.
 std::vector<Job> make_jobs(const Plan& plan, const Folder& folder, const Programs& programs);
 

@@ -137,8 +137,8 @@ std::string_view state_name(State state) {
       return "waiting";
     case State::kRunning:
       return "running";
-    case State::kStopped:
-      return "stopped";
+    case State::kBegun:
+      return "begun";
     case State::kFailed:
       return "failed";
     case State::kDone:
@@ -151,9 +151,13 @@ bool is_done(const fs::path& run, const std::string& digest, int64_t steps) {
   const auto file = run / "result.json";
   std::error_code error;
   if (!fs::is_regular_file(file, error)) return false;
-  const Json json = read_json(file);
-  return text_field(json, "config_digest", file.string()) == digest &&
-         count_field(json, "step", file.string()) == steps;
+  try {
+    const Json json = read_json(file);
+    return text_field(json, "config_digest", file.string()) == digest &&
+           count_field(json, "step", file.string()) == steps;
+  } catch (const DataError&) {  // a damaged one is none: the run is started again and writes another
+    return false;
+  }
 }
 
 RunStatus status_of(const Folder& folder, const RunRecord& record) {
@@ -168,7 +172,7 @@ RunStatus status_of(const Folder& folder, const RunRecord& record) {
   } else if (!ending && status.history.ticks > 0 && start_ticks(status.history.process) == status.history.ticks) {
     status.state = State::kRunning;
   } else if (status.history.starts > 0 || status.step > 0) {
-    status.state = State::kStopped;  // on purpose, or with whoever watched it
+    status.state = State::kBegun;
   }
   return status;
 }

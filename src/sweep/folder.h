@@ -36,8 +36,9 @@ class Folder {
   std::filesystem::path root_;
 };
 
-// What training and conducting left of a run.
-enum class State { kWaiting, kRunning, kStopped, kFailed, kDone };
+// What training and conducting left of a run. kBegun: some of it is done, and no process that was started from this
+// folder works on it; it was stopped or killed, or runs elsewhere.
+enum class State { kWaiting, kRunning, kBegun, kFailed, kDone };
 std::string_view state_name(State state);
 
 struct RunStatus {

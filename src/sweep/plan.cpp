@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <sstream>
 
 #include "checkpoint/digest.h"
 #include "config/document.h"
@@ -24,29 +25,45 @@ using config::Problems;
 using train::RunConfig;
 
 constexpr size_t kIdDigits = 10;
-constexpr size_t kShownGroups = 20;
+constexpr size_t kShownProblems = 20;
 
-// The problems of many runs, each text once, with the runs it concerns.
+// A line of the source or the mark below it, as config::Origin::excerpt writes them.
+bool is_excerpt(const std::string& line) { return line.size() > 8 && line.compare(6, 3, " | ") == 0; }
+
+// The problems of a configuration one by one, without the headline. Each ends with its excerpt.
+std::vector<std::string> split_problems(const std::string& report) {
+  std::vector<std::string> problems;
+  std::istringstream lines(report);
+  bool ended = true;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with("invalid configuration: ")) continue;
+    if (ended && !is_excerpt(line)) problems.emplace_back();
+    ended = is_excerpt(line);
+    problems.back() += line + "\n";
+  }
+  return problems;
+}
+
+// The problems of many runs, each once, with the runs it concerns.
 class RunProblems {
  public:
   void add(const std::string& cell, const ConfigError& error) {
-    const std::string text = error.what();
-    const size_t body = text.starts_with("invalid configuration") ? text.find('\n') + 1 : 0;
-    const std::string key = text.substr(body);
-    if (runs_[key].empty()) order_.push_back(key);
-    auto& cells = runs_[key];
-    if (cells.empty() || cells.back() != cell) cells.push_back(cell);
+    for (const std::string& problem : split_problems(error.what())) {
+      auto& cells = runs_[problem];
+      if (cells.empty()) order_.push_back(problem);
+      if (cells.empty() || cells.back() != cell) cells.push_back(cell);
+    }
   }
   size_t count() const { return order_.size(); }
   std::string text() const {
     std::string all;
-    for (size_t i = 0; i < std::min(order_.size(), kShownGroups); ++i) {
+    for (size_t i = 0; i < std::min(order_.size(), kShownProblems); ++i) {
       const auto& cells = runs_.at(order_[i]);
-      all += "\nin " + cells.front();
-      if (cells.size() > 1) all += fmt::format(" and {} other{}", cells.size() - 1, cells.size() == 2 ? "" : "s");
-      all += ":\n" + order_[i];
+      const size_t others = cells.size() - 1;
+      const auto more = others == 0 ? "" : fmt::format(" and {} other{}", others, others == 1 ? "" : "s");
+      all += fmt::format("in {}{}:\n{}", cells.front(), more, order_[i]);
     }
-    if (order_.size() > kShownGroups) all += fmt::format("\n... and {} more", order_.size() - kShownGroups);
+    if (order_.size() > kShownProblems) all += fmt::format("... and {} more\n", order_.size() - kShownProblems);
     return all;
   }
 
@@ -79,11 +96,11 @@ Node number_node(int64_t value, config::Origin origin, const std::string& via) {
 
 class Planner {
  public:
-  explicit Planner(const std::filesystem::path& file) { plan_.sweep = load_sweep(file, problems_); }
+  explicit Planner(const std::filesystem::path& file) { plan_.sweep = load_sweep(file, file_problems_); }
 
   Plan make() {
     read_base();
-    const auto points = make_points(plan_.sweep, problems_);
+    const auto points = make_points(plan_.sweep, point_problems_);
     check_solved_axes();
     if (base_) {
       targets_ = targets_of(plan_.sweep, *base_, problems_);
@@ -223,19 +240,23 @@ class Planner {
   }
 
   void throw_if_any() const {
-    const size_t count = problems_.count() + run_problems_.count();
-    if (count == 0) return;
-    std::string text =
-        fmt::format("{}: {} problem{}; nothing was started", sweep().file.string(), count, count == 1 ? "" : "s");
-    if (problems_.count() > 0) {
-      const std::string report = problems_.report();
-      text += "\n" + report.substr(report.find('\n') + 1);
+    size_t count = run_problems_.count();
+    std::string body;
+    for (const Problems* problems : {&file_problems_, &point_problems_, &problems_}) {
+      count += problems->count();
+      if (problems->count() == 0) continue;
+      const std::string report = problems->report();
+      body += report.substr(report.find('\n') + 1) + "\n";
     }
-    throw ConfigError("{}", text + run_problems_.text());
+    if (count == 0) return;
+    body += run_problems_.text();
+    body.pop_back();
+    throw ConfigError("{}: {} problem{}; nothing was started\n{}", sweep().file.string(), count, count == 1 ? "" : "s",
+                      body);
   }
 
   Plan plan_;
-  Problems problems_;
+  Problems file_problems_, point_problems_, problems_;  // a report shows ten, so each has its own
   RunProblems run_problems_;
   Node base_document_;
   std::optional<RunConfig> base_;

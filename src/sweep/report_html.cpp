@@ -10,13 +10,13 @@
 namespace conclave::sweep {
 namespace {
 
-constexpr size_t kBuckets = 80;  // of a curve: single steps are noise
+constexpr size_t kBuckets = 60, kStepsInBucket = 4;  // of a curve: single steps are noise
 // Okabe and Ito's colours, which the colour-blind can tell apart; cells beyond them share grey.
 constexpr std::array kColours{"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6D00"};
 constexpr const char* kGrey = "#a8adb3";
 
 constexpr const char* kStyle = R"(<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2024; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2024; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 p { margin: 0.3rem 0 1rem; color: #555c63; }
 svg { width: 100%; height: auto; margin: 0.6rem 0; } svg text { font: 12px system-ui, sans-serif; fill: #1c2024; }
@@ -24,7 +24,7 @@ svg .title { font-size: 14px; font-weight: 600; } svg .tick { fill: #555c63; fon
 svg .name { fill: #555c63; } .grid { stroke: #e4e7ea; stroke-width: 1; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #e4e7ea; text-align: right; white-space: nowrap; }
+th, td { padding: 0.3rem 0.55rem; border-bottom: 1px solid #e4e7ea; text-align: right; white-space: nowrap; }
 th { color: #555c63; font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 .key { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; margin-right: 0.5em; }
 .better { color: #006b4a; } .worse { color: #a33c00; } .failed { color: #a33c00; font-weight: 600; }
@@ -52,7 +52,7 @@ Curve curve_of(const CellReport& cell, size_t rank) {
   for (const RunResult& run : cell.runs) {
     if (run.metric) steps = run.losses.size();
   }
-  const size_t buckets = std::min(kBuckets, steps);
+  const size_t buckets = std::clamp<size_t>(steps / kStepsInBucket, std::min<size_t>(steps, 1), kBuckets);
   std::vector<std::vector<double>> means;
   for (const RunResult& run : cell.runs) {
     if (run.metric && run.losses.size() == steps) means.push_back(bucket_means(run.losses, buckets));
@@ -150,7 +150,7 @@ std::string charts(const Report& report) {
   }
   if (curves.empty()) return "<p>No run is done yet.</p>\n";
   return mark_chart(marks, {report.metric.name + ", mean ± standard error, and each seed", report.metric.name, ""}) +
-         curve_chart(curves, {"Training loss, mean ± standard error over seeds", "FLOPs", "loss"});
+         curve_chart(curves, {"Training loss, mean ± standard error over seeds, colours as above", "FLOPs", "loss"});
 }
 
 }  // namespace

@@ -103,7 +103,7 @@ void Runner::start(size_t slot) {
   const auto cores = share_of_cores(cores_, slot, slots_.size());
   const auto checkpoint = newest_checkpoint(job.run);
   const pid_t process = start_child({job.command, cores, job.folder / "stdout.log", job.folder / "stderr.log"});
-  slots_[slot] = Active{number, process, checkpoint};
+  slots_[slot] = Active{number, process, checkpoint, std::chrono::steady_clock::now()};
   record_start(job.folder / "journal.jsonl", process, start_ticks(process));
   log_.info("[{}/{}] start {} {}{} on {} core{}", number + 1, jobs_.size(), job.id, job.label,
             checkpoint.empty() ? "" : " from " + checkpoint, cores.size(), cores.size() == 1 ? "" : "s");
@@ -148,7 +148,8 @@ void Runner::finish(const Active& active, const Ending& how) {
   const auto what = fmt::format("[{}/{}]", active.job + 1, jobs_.size());
   if (done) {
     ++done_;
-    log_.info("{} done  {} {}", what, job.id, job.label);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - active.since;
+    log_.info("{} done  {} {} in {:.1f} s", what, job.id, job.label, took.count());
   } else if (stopping_ && is(ending, ExitCode::kRequeue)) {
     waiting_.push_back(active.job);
     log_.info("{} saved {} {}", what, job.id, job.label);
@@ -164,8 +165,9 @@ void Runner::finish(const Active& active, const Ending& how) {
 
 bool Runner::goes_on(const Active& active, const Ending& ending) {
   if (is(ending, ExitCode::kRequeue) && newest_checkpoint(jobs_[active.job].run) > active.checkpoint) return true;
+  // kOwned: ranks of a killed launcher may live a moment longer than it did.
   const bool may = ending.signal != 0 || is(ending, ExitCode::kRequeue) || is(ending, ExitCode::kPeerLost) ||
-                   is(ending, ExitCode::kHang);
+                   is(ending, ExitCode::kHang) || is(ending, ExitCode::kOwned);
   return may && !std::exchange(tried_again_[active.job], true);
 }
 

@@ -4,6 +4,7 @@
 // killed goes on from them.
 #pragma once
 
+#include <chrono>
 #include <deque>
 #include <map>
 #include <optional>
@@ -37,8 +38,9 @@ class Runner {
   // `log` outlives the runner.
   Runner(std::vector<Job> jobs, const RunnerOptions& options, Log& log);
 
-  // Kills what an earlier runner left behind, then starts what is not done. A job that ends with 75 (saved), 76 (a peer
-  // lost), 80 (hung) or by a signal is started once more, after 75 as often as it has saved something new. SIGINT,
+  // Kills what an earlier runner left behind, then starts what is not done. A job that ends with 73 (its
+  // directory is taken), 75 (saved), 76 (a peer lost), 80 (hung) or by a signal is started once more, after 75 as often
+  // as it has saved something new. SIGINT,
   // SIGTERM, SIGHUP and SIGUSR1 ask the jobs to save and end; a second one kills them. Returns 0, the code of the first
   // job that failed, or 75 after a signal. Must be called from the main thread.
   int run();
@@ -48,6 +50,7 @@ class Runner {
     size_t job;
     pid_t process;
     std::string checkpoint;  // newest when it started
+    std::chrono::steady_clock::time_point since;
   };
 
   void choose();

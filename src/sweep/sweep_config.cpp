@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 
-#include <set>
+#include <algorithm>
 
 #include "config/document.h"
 #include "config/fields.h"
@@ -57,12 +57,15 @@ void check_values(Sweep& sweep, const config::Node& root, config::Problems& prob
     problems.add(config::origin_of(root, "name"), "name",
                  fmt::format("'{}' names a folder; use letters, digits, '-', '_' and '.'", config.name));
   }
-  std::set<int64_t> seeds;
+  std::vector<int64_t> seeds;
   for (size_t i = 0; i < config.seeds.size(); ++i) {
-    if (seeds.insert(config.seeds[i]).second) continue;
+    const bool twice = std::find(seeds.begin(), seeds.end(), config.seeds[i]) != seeds.end();
+    if (!twice) seeds.push_back(config.seeds[i]);
+    if (!twice) continue;
     const auto key = fmt::format("seeds[{}]", i);
     problems.add(config::origin_of(root, key), key, fmt::format("seed {} is given twice", config.seeds[i]));
   }
+  config.seeds = seeds;
   if (config.match.flops && config.match.tokens) {
     problems.add(config::origin_of(root, "match.tokens"), "match.tokens",
                  "flops and tokens both decide the number of steps; keep one of them");
