@@ -167,7 +167,7 @@ RunStatus status_of(const Folder& folder, const RunRecord& record) {
   const auto& ending = status.history.ending;
   if (is_done(folder.run(record.id), record.digest, record.steps)) {
     status.state = State::kDone;
-  } else if (ending && ending->code != static_cast<int>(ExitCode::kRequeue)) {
+  } else if (ending && ending->failed()) {
     status.state = State::kFailed;
   } else if (!ending && status.history.ticks > 0 && start_ticks(status.history.process) == status.history.ticks) {
     status.state = State::kRunning;

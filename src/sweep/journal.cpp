@@ -29,6 +29,8 @@ void append(const std::filesystem::path& journal, Json event) {
 
 }  // namespace
 
+bool Ending::failed() const { return code != 0 && code != static_cast<int>(ExitCode::kRequeue); }
+
 void record_start(const std::filesystem::path& journal, pid_t process, int64_t ticks) {
   append(journal, {{"event", "start"}, {"process", process}, {"ticks", ticks}});
 }

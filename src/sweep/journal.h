@@ -16,6 +16,9 @@ struct Ending {
   int code = 0;      // exit code; 128 + signal where a signal ended it
   int signal = 0;    // 0 = none
   std::string tail;  // the last of what it said on standard error
+
+  // Not when it came to its end, or saved to go on later.
+  bool failed() const;
 };
 
 struct History {

@@ -85,7 +85,7 @@ void Runner::choose() {
     if (!history.ending) kill_session(history.process, history.ticks);
     if (is_done(job.run, job.digest, job.steps)) {
       ++done_;
-    } else if (history.ending && !is(*history.ending, ExitCode::kRequeue) && !options_.retry) {
+    } else if (history.ending && history.ending->failed() && !options_.retry) {
       failed_[i] = history.ending->code;
       log_.warn("{} {} failed before (exit code {}); --retry starts it again", job.id, job.label, history.ending->code);
     } else {

@@ -125,6 +125,7 @@ TEST_F(SweepReportTest, StatusIsReadFromFilesAlone) {
   const auto journal = [&](int run) { return folder_.journal(plan_.runs[run].record.id); };
   record_start(journal(1), ::getpid(), 1);
   record_end(journal(2), {81, 0, ""});
+  record_start(journal(3), 1, 1);
   record_end(journal(3), {75, 0, ""});
   const auto state = [&](int run) { return status_of(folder_, plan_.runs[run].record).state; };
   EXPECT_EQ(state(0), State::kDone);
