@@ -19,6 +19,14 @@ case "$behaviour" in
     rm -f "$run/../running"
     result
     ;;
+  together) # ends well when another one runs beside it
+    touch "$run/../beside-${run##*/}"
+    for ((i = 0; i < 1000; ++i)); do
+      [[ $(find "$run/.." -name 'beside-*' | wc -l) -lt 2 ]] || { result && exit 0; }
+      sleep 0.02
+    done
+    exit 1
+    ;;
   crash)
     echo 'loss is nan' >&2
     exit 81
