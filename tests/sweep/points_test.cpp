@@ -81,6 +81,20 @@ TEST(Points, ThatCannotBeReadAreNamedWithTheirPlace) {
   EXPECT_THAT(said("axes: {include: [gone.yaml]}\n"), HasSubstr("there is no file gone.yaml"));
 }
 
+TEST(Points, OfEverySweepOfTheRepositoryAreWithoutProblems) {
+  size_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(CONCLAVE_SOURCE_DIR "/configs/sweeps")) {
+    config::Problems problems;
+    const Sweep sweep = load_sweep(entry.path(), problems);
+    EXPECT_GT(make_points(sweep, problems).size(), 1) << entry.path();
+    EXPECT_EQ(problems.count(), 0) << problems.report();
+    EXPECT_TRUE(sweep.text.starts_with("# ")) << entry.path() << " needs an opening comment";
+    EXPECT_TRUE(std::filesystem::exists(sweep.directory() / sweep.config.base)) << entry.path();
+    ++count;
+  }
+  EXPECT_GE(count, 1);
+}
+
 TEST(Points, ExclusionsAndBaselinesThatFitNothingAreProblems) {
   const SweepFiles files;
   const std::string axes = "axes: {moe.top_k: [1, 2], optim.lr: [1e-3, 2e-3]}\n";

@@ -147,6 +147,7 @@ TEST(RunConfigFiles, EveryConfigurationOfTheRepositoryReads) {
   size_t count = 0;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(CONCLAVE_SOURCE_DIR "/configs")) {
     if (entry.path().extension() != ".yaml") continue;
+    if (entry.path().parent_path().filename() == "sweeps") continue;  // read by Points
     ++count;
     EXPECT_NO_THROW(load_config(entry.path(), {}, {.purpose = Purpose::kInfo})) << entry.path();
     EXPECT_TRUE(config::read_source(entry.path(), "")->text.starts_with("# "))
