@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "core/error.h"
 
@@ -135,17 +136,20 @@ int64_t number_of(int64_t rank, const AxisValues& sizes, const std::vector<std::
   return rank_at(coordinates, sizes, Axis::kDp);
 }
 
-Mesh::Mesh() { sizes_.values.fill(1); }
+Mesh::Mesh() : job_ranks_{0} { sizes_.values.fill(1); }
 
 Mesh::Mesh(const comm::Group& world, const ParallelConfig& config)
     : Mesh(config.rank_order == ParallelConfig().rank_order
                ? world
                : world.split(
                      0, static_cast<int>(number_of(world.rank(), mesh_sizes(config, world.size()), config.rank_order))),
-           mesh_sizes(config, world.size())) {}
+           mesh_sizes(config, world.size())) {
+  job_ranks_ = world_.all_gather_value(static_cast<int64_t>(world.rank()));
+}
 
 Mesh::Mesh(const comm::Group& world, const AxisValues& sizes)
-    : world_(world), sizes_(sizes), coordinates_(coordinates_of(world.rank(), sizes)) {
+    : world_(world), job_ranks_(world.size()), sizes_(sizes), coordinates_(coordinates_of(world.rank(), sizes)) {
+  std::iota(job_ranks_.begin(), job_ranks_.end(), 0);
   for (const auto& view : {kDenseView, kExpertView}) {
     int64_t ranks = 1;
     for (const Axis axis : view) ranks *= sizes[axis];

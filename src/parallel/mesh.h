@@ -75,6 +75,9 @@ class Mesh {
 
   // All ranks, as the mesh numbers them.
   const comm::Group& world() const { return world_; }
+  // The number that the job gave to the rank which the mesh numbers `rank`: for messages, so that they name the process
+  // that mpirun and the logs do. Other than `rank` only with parallel.rank_order.
+  int64_t job_rank(int64_t rank) const { return job_ranks_[rank]; }
   const comm::Group& group(Axis axis) const { return groups_[static_cast<int>(axis)]; }
   const comm::Group& dp() const { return group(Axis::kDp); }
   const comm::Group& ep() const { return group(Axis::kEp); }
@@ -91,6 +94,7 @@ class Mesh {
 
  private:
   comm::Group world_;
+  std::vector<int64_t> job_ranks_;  // of each rank of world_
   AxisValues sizes_;
   AxisValues coordinates_;
   std::array<comm::Group, kAxes> groups_;

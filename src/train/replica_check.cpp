@@ -51,7 +51,8 @@ void compare(const parallel::Mesh& mesh, Axis axis, const std::vector<Copy>& min
   std::vector<checkpoint::Digest> own, all(mine.size() * holders.size());
   for (const Copy& copy : mine) own.push_back(copy.digest);
   holders.all_gather(std::span<const checkpoint::Digest>(own), std::span<checkpoint::Digest>(all));
-  const auto ranks = parallel::members_of(axis, mesh.world().rank(), mesh.sizes());
+  auto ranks = parallel::members_of(axis, mesh.world().rank(), mesh.sizes());
+  for (int64_t& rank : ranks) rank = mesh.job_rank(rank);
   for (size_t i = 0; i < mine.size(); ++i) {
     std::vector<checkpoint::Digest> digests;
     for (int r = 0; r < holders.size(); ++r) digests.push_back(all[r * mine.size() + i]);

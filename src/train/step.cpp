@@ -136,7 +136,8 @@ std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
     const auto all = mesh_.world().all_gather_text(fault.value_or(""));
     for (size_t rank = 0; rank < all.size(); ++rank) {
       if (!all[rank].empty())
-        return fmt::format("gradient of {} is not finite (rank {}), loss {}", all[rank], rank, report.loss);
+        return fmt::format("gradient of {} is not finite (rank {}), loss {}", all[rank],
+                           mesh_.job_rank(static_cast<int64_t>(rank)), report.loss);
     }
   }
   return fmt::format("loss {} with gradient norm {}", report.loss, report.grad_norm);

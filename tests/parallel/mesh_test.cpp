@@ -157,6 +157,11 @@ TEST(MeshRanksTest, RankOrderDecidesWhoSharesAMicroBatch) {
     const Mesh far(world, config);
     EXPECT_THAT(near.tp().all_gather_value(world.rank()), ElementsAre(world.rank() / 2 * 2, world.rank() / 2 * 2 + 1));
     EXPECT_THAT(far.tp().all_gather_value(world.rank()), ElementsAre(world.rank() % 2, world.rank() % 2 + 2));
+    // Messages name ranks as the job does.
+    EXPECT_EQ(far.job_rank(far.world().rank()), world.rank());
+    EXPECT_THAT((std::vector{far.job_rank(0), far.job_rank(1), far.job_rank(2), far.job_rank(3)}),
+                ElementsAre(0, 2, 1, 3));
+    EXPECT_EQ(near.job_rank(2), 2);
   });
 }
 

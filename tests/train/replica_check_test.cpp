@@ -13,6 +13,7 @@ struct Flip {
   int rank;            // of the world, whose bit flips
   const char* tensor;  // "" = none flips
   std::string says;    // part of the message on ranks that hold copies
+  std::vector<std::string> rank_order = parallel::ParallelConfig().rank_order;
 };
 
 class ReplicaCheckRanks : public ::testing::TestWithParam<Flip> {};
@@ -29,7 +30,10 @@ void flip_a_bit(nn::Parameters& parameters, const std::string& name) {
 }
 
 TEST_P(ReplicaCheckRanks, ABitThatFlipsIsNamedWithItsRank) {
-  const LayoutCase plain{.name = "Plain", .change = [](auto& config) { config.train.micro_batch_size = 4; }};
+  const LayoutCase plain{.name = "Plain", .change = [](auto& config) {
+                           config.train.micro_batch_size = 4;
+                           config.parallel.rank_order = GetParam().rank_order;
+                         }};
   std::vector<std::string> said(GetParam().layout.ranks());
   run_ranks(GetParam().layout.ranks(), [&](const comm::Group& world) {
     RankRun run(world, GetParam().layout, plain, parallel::Reduction::kFast);
@@ -66,7 +70,14 @@ INSTANTIATE_TEST_SUITE_P(
              {.dp = 4, .ep = 2},
              3,
              "layers.0.moe.experts.5.down.weight",
-             "copies of layers.0.moe.experts.5.down.weight are no longer equal on the ranks of edp (1, 3)"}),
+             "copies of layers.0.moe.experts.5.down.weight are no longer equal on the ranks of edp (1, 3)"},
+        // Ranks of the mesh 0 2 1 3; the message has those of the job.
+        Flip{"RanksInAnotherOrder",
+             {.dp = 2, .tp = 2},
+             1,
+             "layers.0.attention.q.weight",
+             "the ranks of dp (0, 1): ranks 0, 1 differ",
+             {"tp", "pp", "cp", "dp"}}),
     [](const auto& info) { return info.param.name; });
 
 }  // namespace

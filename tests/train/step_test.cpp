@@ -39,6 +39,22 @@ TEST(StepGuardRanks, NamesTheTensorAndTheRankOfTheFirstGradientThatIsNotFinite) 
   }
 }
 
+// The mesh numbers ranks 0 2 1 3 there; mpirun and the logs do not.
+TEST(StepGuardRanks, NamesTheRankOfTheJobWhateverTheMeshCallsIt) {
+  const LayoutCase reordered{.name = "Reordered", .change = [](auto& config) {
+                               config.train.micro_batch_size = 4;
+                               config.parallel.rank_order = {"tp", "pp", "cp", "dp"};
+                             }};
+  for (const int guilty : {1, 2}) {
+    run_ranks(4, [&](const comm::Group& world) {
+      RankRun r(world, {.dp = 2, .tp = 2}, reordered, kBoth[1], fmt::format("gradient:1:{}=nan", guilty));
+      const auto report = r.step(0);
+      ASSERT_TRUE(report.skipped.has_value());
+      EXPECT_THAT(*report.skipped, HasSubstr(fmt::format("is not finite (rank {})", guilty)));
+    });
+  }
+}
+
 TEST(StepGuard, SkipsABatchWithoutTargets) {
   for (const auto reduction : kBoth) {
     RankRun r(comm::Group(), {}, kPlain, reduction);
