@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A job whose ranks end in the way named on the command line; the others wait in a collective for ever.
 #include <csignal>
+#include <filesystem>
 #include <string>
 
 #include "comm/watchdog.h"
@@ -23,6 +24,16 @@ int wait_for_stopped(const comm::World& world, int stopped) {
   return wait_for_ever(group);
 }
 
+// Two groups, each of which wants six tenths of the host's shared memory; the first may have it.
+int share_too_much(const comm::Group& group) {
+  const auto space = std::filesystem::space("/dev/shm");
+  const comm::Group half = group.split(group.rank() % 2, group.rank());
+  group.barrier();  // so that both look before either takes
+  const auto memory = half.share(static_cast<int64_t>(space.capacity) * 6 / 10 / half.size());
+  group.barrier();
+  return 0;
+}
+
 int run(const std::string& scenario, const comm::World& world) {
   const comm::Group group = world.group();
   group.barrier();
@@ -33,6 +44,7 @@ int run(const std::string& scenario, const comm::World& world) {
   if (scenario == "some" && rank >= 2) throw IoError("the disk is full");
   if (scenario == "mixed" && rank == 1) throw CommError("rank 3 is gone");
   if (scenario == "mixed" && rank == 3) throw NumericError("loss is nan");
+  if (scenario == "share") return share_too_much(group);
   if (scenario == "stopped") return wait_for_stopped(world, 2);
   if (scenario == "stopped-first") return wait_for_stopped(world, 0);
   if (scenario == "hang" && rank == 1) {
