@@ -44,14 +44,28 @@ bool runs_again(const Stages& stages, size_t s, Recompute recompute) {
   return true;
 }
 
+// Readers of forward alone.
+void plan_evaluation(const Stages& stages, const std::vector<nn::Slot>& kept, std::vector<StageMemory>& memory) {
+  for (size_t s = 0; s < stages.size(); ++s) {
+    for (const nn::Slot slot : stages[s]->outputs()) {
+      if (std::find(kept.begin(), kept.end(), slot) != kept.end()) continue;
+      size_t last = s;
+      for (size_t r = s + 1; r < stages.size(); ++r)
+        if (reads(*stages[r], slot)) last = r;
+      memory[last].done.push_back(slot);
+    }
+  }
+}
+
 }  // namespace
 
-std::vector<StageMemory> plan_memory(const Stages& stages, Recompute recompute) {
+std::vector<StageMemory> plan_memory(const Stages& stages, Recompute recompute, const std::vector<nn::Slot>& kept) {
   std::vector<bool> again(stages.size());
   for (size_t s = 0; s < stages.size(); ++s) again[s] = runs_again(stages, s, recompute);
   std::map<std::string, size_t> last_of_block;
   for (size_t s = 0; s < stages.size(); ++s) last_of_block[block_of(*stages[s])] = s;
   std::vector<StageMemory> memory(stages.size());
+  plan_evaluation(stages, kept, memory);
   for (size_t s = 0; s < stages.size(); ++s) {
     if (again[s]) {
       auto& end = memory[last_of_block[block_of(*stages[s])]];
@@ -71,6 +85,22 @@ std::vector<StageMemory> plan_memory(const Stages& stages, Recompute recompute) 
     }
   }
   return memory;
+}
+
+void free_after_forward(const Stages& stages, const StageMemory& memory, size_t s, nn::Frame& frame) {
+  if (!frame.training()) {
+    frame.forget(stages[s]->index());
+    for (const nn::Slot slot : memory.done) {
+      frame.value(slot) = Tensor();
+      frame.object(slot).reset();
+    }
+    return;
+  }
+  for (const nn::Slot slot : memory.unread) frame.value(slot) = Tensor();
+  for (const size_t dropped : memory.dropped) {
+    frame.forget(stages[dropped]->index());
+    for (const nn::Slot slot : stages[dropped]->outputs()) frame.value(slot) = Tensor();
+  }
 }
 
 }  // namespace conclave::model

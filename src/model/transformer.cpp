@@ -19,7 +19,10 @@ Transformer::Transformer(const TransformerConfig& config, const parallel::Mesh& 
   balancer_.declare(experts, state_);
   make_dispatcher(config, needs);
   TransformerBuilder(*this, config).build();
-  stage_memory_ = plan_memory(stages_, config.memory.recompute);
+  // Whoever evaluates reads the last hidden states and the decisions of the routers when forward has run.
+  auto kept = decisions_;
+  kept.push_back(hidden_);
+  stage_memory_ = plan_memory(stages_, config.memory.recompute, kept);
   parameters_.allocate(config.dtype, config.seed);
 }
 

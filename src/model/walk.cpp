@@ -42,8 +42,7 @@ void Walk::advance() {
 
 void Walk::run(const Operation& operation) {
   if (operation.verb == Verb::kFree) {
-    if (frame_.training()) free(model_.stage_memory()[operation.stage]);
-    return;
+    return free_after_forward(model_.stages(), model_.stage_memory()[operation.stage], operation.stage, frame_);
   }
   const auto& name = model_.stages()[operation.stage]->name();
   record(operation);
@@ -113,14 +112,6 @@ void Walk::compute_aside(size_t stage) {
   for (const nn::Slot slot : inputs) kept.push_back(std::exchange(frame_.grad(slot), Tensor()));
   model_.stages()[stage]->backward_input(frame_);
   for (size_t i = 0; i < inputs.size(); ++i) std::swap(frame_.grad(inputs[i]), kept[i]);
-}
-
-void Walk::free(const StageMemory& memory) {
-  for (const nn::Slot slot : memory.unread) frame_.value(slot) = Tensor();
-  for (const size_t dropped : memory.dropped) {
-    frame_.forget(model_.stages()[dropped]->index());
-    for (const nn::Slot slot : model_.stages()[dropped]->outputs()) frame_.value(slot) = Tensor();
-  }
 }
 
 }  // namespace conclave::model

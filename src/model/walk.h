@@ -23,7 +23,6 @@ class Walk {
  private:
   void run(const Operation& operation);
   void call(const Operation& operation);
-  void free(const StageMemory& memory);
   void compute_aside(size_t stage);
   void record(const Operation& operation);
 

@@ -68,7 +68,8 @@ class ExpertStage : public nn::Stage {
 class Combine : public nn::ExchangeStage {
  public:
   Combine(nn::StageSite site, const Dispatcher& dispatcher, const ExchangeSlots& slots);
-  std::vector<nn::Slot> inputs() const override { return {slots_.plan, slots_.results}; }
+  // The plan points into the decision.
+  std::vector<nn::Slot> inputs() const override { return {slots_.decision, slots_.plan, slots_.results}; }
   std::vector<nn::Slot> outputs() const override { return {slots_.output}; }
   bool backward_reads_inputs() const override { return false; }
   void start_forward(nn::Frame& frame) override;

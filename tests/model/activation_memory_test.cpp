@@ -6,8 +6,10 @@
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
 
+#include "model/executor.h"
 #include "model/executors/sequential.h"
 #include "support/allocator.h"
+#include "support/ranks.h"
 #include "support/tiny_models.h"
 
 namespace conclave {
@@ -83,6 +85,76 @@ TEST(ActivationMemory, EveryLevelOfRecomputationKeepsLess) {
   const int64_t normalised = 2 * 2 * 2048 * 128 * int64_t{sizeof(float)};  // two norms of two layers
   EXPECT_NEAR(static_cast<double>(none - selective), static_cast<double>(normalised), 0.05 * normalised);
   EXPECT_LT(full, 0.35 * static_cast<double>(none));
+}
+
+// Of the MoE layers of an evaluation only the routers' decisions stay, for the statistics.
+struct Evaluated {
+  int64_t after = 0;  // bytes that a frame holds when forward has run
+  int64_t grown = 0;  // bytes more in use when the frame is gone: windows that the ranks share
+  double loss = 0;
+};
+
+Evaluated evaluate(int64_t layers, parallel::ExecutorType executor, const comm::Group& ranks = {}) {
+  at::set_num_threads(1);
+  auto config = config_of(model::Recompute::kNone);
+  config.model.num_layers = layers;
+  parallel::ParallelConfig mesh;
+  mesh.ep = ranks.size();
+  config.chunks = executor == parallel::ExecutorType::kChunked ? 3 : 1;
+  const model::Transformer m(config, {ranks, mesh});
+  const auto made = model::Executor::make(executor, m);
+  const Batch batch = testing::random_batch(8, 256, 23, 1, ranks.rank());
+  Evaluated evaluated;
+  ranks.barrier();
+  const int64_t before = bytes_in_use();
+  ranks.barrier();
+  made->run({.count = 1,
+             .begin = [&](int64_t) { return m.frame(batch, nullptr); },
+             .end =
+                 [&](int64_t, nn::Frame& frame) {
+                   EXPECT_TRUE(m.hidden(frame).defined()) << "who samples reads it";
+                   EXPECT_EQ(m.decision(frame, 0).statistics.tokens(), 2048);
+                   evaluated.loss = frame.loss_sum;
+                   ranks.barrier();
+                   evaluated.after = bytes_in_use() - before;
+                   ranks.barrier();
+                 }});
+  ranks.barrier();
+  evaluated.grown = bytes_in_use() - before;
+  ranks.barrier();
+  return evaluated;
+}
+
+TEST(EvaluationMemory, KeepsNothingOfALayerButItsDecisions) {
+  if (!test::allocator_counts()) GTEST_SKIP() << "a sanitizer's allocator does not count";
+  using parallel::ExecutorType;
+  constexpr int64_t kRows = int64_t{2} * 2048 * 128 * 4;  // of one layer's experts
+  const double loss = evaluate(2, ExecutorType::kSequential).loss;
+  for (const auto executor : {ExecutorType::kSequential, ExecutorType::kInterleaved, ExecutorType::kChunked}) {
+    evaluate(1, executor);  // what is made on first use
+    const auto evaluated = evaluate(2, executor);
+    EXPECT_NEAR(evaluated.loss / loss, 1.0, 1e-6) << "something that was needed is gone";
+    const int64_t two = evaluated.after, six = evaluate(6, executor).after;
+    EXPECT_LT(six - two, 4 * kRows / 5) << "bytes of four layers";
+    EXPECT_GT(two, kRows / 2) << "the test sees the last hidden states";
+  }
+}
+
+// Rows that stay would pin the window, and the next layer's make it grow.
+TEST(EvaluationMemoryRanks, SharedWindowsDoNotGrowWithTheLayers) {
+  if (!test::allocator_counts()) GTEST_SKIP() << "a sanitizer's allocator does not count";
+  const auto grown = [](int64_t layers) {
+    int64_t bytes = 0;
+    test::run_ranks(2, [&](const comm::Group& ranks) {
+      const auto evaluated = evaluate(layers, parallel::ExecutorType::kSequential, ranks);
+      if (ranks.rank() == 0) bytes = evaluated.grown;
+    });
+    return bytes;
+  };
+  grown(1);
+  const int64_t two = grown(2), six = grown(6);
+  EXPECT_GT(two, int64_t{1} << 20) << "the test sees the window";
+  EXPECT_LT(static_cast<double>(six), 1.5 * static_cast<double>(two));
 }
 
 }  // namespace

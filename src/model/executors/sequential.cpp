@@ -25,13 +25,7 @@ void SequentialExecutor::forward(nn::Frame& frame) const {
       const Span span(timeline_, stages[s]->name(), "forward", frame.batch().index);
       stages[s]->forward(frame);
     }
-    if (!frame.training()) continue;
-    const auto& memory = model_.stage_memory()[s];
-    for (const nn::Slot slot : memory.unread) frame.value(slot) = Tensor();
-    for (const size_t dropped : memory.dropped) {
-      frame.forget(stages[dropped]->index());
-      for (const nn::Slot slot : stages[dropped]->outputs()) frame.value(slot) = Tensor();
-    }
+    free_after_forward(stages, model_.stage_memory()[s], s, frame);
   }
 }
 
