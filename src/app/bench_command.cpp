@@ -156,6 +156,7 @@ void add_dispatch(CLI::App& bench, const std::shared_ptr<BenchOptions>& options,
   command->add_option("--skew", dispatch.skew, "how unequal experts are liked: 0 = equally, 1 = e-fold is usual")
       ->check(CLI::Range(0.0, 10.0));
   auto* only = command->add_option("--only", dispatch.only, "one dispatcher, e.g. shared");
+  command->add_flag("--bf16", dispatch.bf16, "rows between hosts as bf16 (moe.dispatch.payload)");
   command
       ->add_option("--exchanges", options->exchanges,
                    "make so many exchanges by --only and print nothing: for counting bytes on links")

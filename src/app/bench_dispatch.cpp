@@ -27,6 +27,8 @@ using moe::DispatchType;
 constexpr std::array kTypes = {DispatchType::kAllToAll, DispatchType::kShared, DispatchType::kHierarchical,
                                DispatchType::kAllGather};
 constexpr double kCloseness = 1e-6;
+// Of sums of up to a hundred numbers below 1/2, each rounded twice to 8 bits.
+constexpr double kRounded = 0.5;
 
 bool is_bitwise(DispatchType type) { return type == DispatchType::kAllToAll || type == DispatchType::kShared; }
 
@@ -73,10 +75,11 @@ struct Way {
   Tensor y;
 };
 
-std::unique_ptr<moe::Dispatcher> made(DispatchType type, const comm::Group& ep) {
+moe::DispatchConfig config_of(DispatchType type, const DispatchBenchOptions& options) {
   moe::DispatchConfig config;
   config.type = type;
-  return moe::Dispatcher::make(config, ep);
+  if (options.bf16) config.payload = moe::DispatchPayload::kBf16;
+  return config;
 }
 
 struct Scene {
@@ -120,12 +123,17 @@ std::unique_ptr<Way> dispatcher_way(const Scene& scene, DispatchType type,
   return way;
 }
 
-void check_equal(const Way& naive, const Way& way, bool bitwise) {
+// How far results may be from those of the usual way; 0 = the same bits.
+double closeness(DispatchType type, const DispatchBenchOptions& options) {
+  if (options.bf16) return kRounded;
+  return is_bitwise(type) ? 0 : kCloseness;
+}
+
+void check_equal(const Way& naive, const Way& way, double closeness) {
   const auto expected = elements<float>(naive.y), got = elements<float>(way.y);
   check(expected.size() == got.size(), "a dispatcher gives back as many rows as there are tokens");
   for (size_t i = 0; i < got.size(); ++i) {
-    const bool same = bitwise ? got[i] == expected[i] : std::abs(got[i] - expected[i]) <= kCloseness;
-    if (!same)
+    if (!(std::abs(got[i] - expected[i]) <= closeness))
       throw BugError("internal error: dispatch {} gives {} where the naive exchange gives {} (element {})", way.name,
                      got[i], expected[i], i);
   }
@@ -141,19 +149,20 @@ void run_once(const Scene& scene, Way& way, DispatchTimes* times) {
 }
 
 DispatchBench::Result measure_case(const Scene& scene, const DispatchCase& shape,
-                                   const std::vector<DispatchType>& types, int64_t repeats) {
+                                   const std::vector<DispatchType>& types, const DispatchBenchOptions& options) {
   DispatchBench::Result result{shape, {}, {}};
   const auto naive = naive_way(scene);
   std::vector<std::unique_ptr<Way>> ways;
-  for (const DispatchType type : types) ways.push_back(dispatcher_way(scene, type, made(type, scene.ep)));
+  for (const DispatchType type : types)
+    ways.push_back(dispatcher_way(scene, type, moe::Dispatcher::make(config_of(type, options), scene.ep)));
   for (int warm = 0; warm < 3; ++warm) {
     run_once(scene, *naive, nullptr);
     for (size_t i = 0; i < ways.size(); ++i) {
       run_once(scene, *ways[i], nullptr);
-      check_equal(*naive, *ways[i], is_bitwise(types[i]));
+      check_equal(*naive, *ways[i], closeness(types[i], options));
     }
   }
-  for (int64_t i = 0; i < repeats; ++i) {
+  for (int64_t i = 0; i < options.repeats; ++i) {
     for (const auto& way : ways) {
       run_once(scene, *naive, &result.naive);
       run_once(scene, *way, &result.dispatchers[way->name]);
@@ -163,20 +172,20 @@ DispatchBench::Result measure_case(const Scene& scene, const DispatchCase& shape
 }
 
 // Those that can be had on these ranks; why not for the others.
-std::vector<DispatchType> available(const comm::Group& ep, const std::string& only,
+std::vector<DispatchType> available(const comm::Group& ep, const DispatchBenchOptions& options,
                                     std::vector<std::string>& left_out) {
   std::vector<DispatchType> types;
   for (const DispatchType type : kTypes) {
-    if (!only.empty() && only != config::enum_name(type)) continue;
+    if (!options.only.empty() && options.only != config::enum_name(type)) continue;
     try {
-      made(type, ep);
+      moe::Dispatcher::make(config_of(type, options), ep);
       types.push_back(type);
     } catch (const ConfigError& error) {
       left_out.emplace_back(error.what());
     }
   }
   if (types.empty())
-    throw UsageError("--only {}: there is no such dispatcher here{}{}", only, left_out.empty() ? "" : ": ",
+    throw UsageError("--only {}: there is no such dispatcher here{}{}", options.only, left_out.empty() ? "" : ": ",
                      left_out.empty() ? "" : left_out[0]);
   return types;
 }
@@ -207,10 +216,10 @@ DispatchBench bench_dispatch(comm::World& world, const DispatchBenchOptions& opt
   at::set_num_threads(bench.threads);
   std::array<double, 1> load{};
   if (getloadavg(load.data(), 1) == 1) bench.load = load[0];
-  const auto types = available(ep, options.only, bench.left_out);
+  const auto types = available(ep, options, bench.left_out);
   for_each_shape(options, [&](const DispatchCase& shape) {
     const Scene scene{ep, random_routing(options, shape, ep.rank()), random_rows(shape, ep.rank())};
-    bench.results.push_back(measure_case(scene, shape, types, options.repeats));
+    bench.results.push_back(measure_case(scene, shape, types, options));
   });
   return bench;
 }
@@ -218,18 +227,16 @@ DispatchBench bench_dispatch(comm::World& world, const DispatchBenchOptions& opt
 void run_exchanges(comm::World& world, const DispatchBenchOptions& options, int64_t exchanges) {
   const comm::Group ep = world.group();
   check_options(options, ep.size());
-  std::shared_ptr<moe::Dispatcher> dispatcher;
   DispatchType type = DispatchType::kHierarchical;
+  std::vector<int> hosts = ep.hosts();
   if (options.only == "per-rank") {
     // As if each rank were a host of its own.
-    std::vector<int> hosts(ep.size());
     std::iota(hosts.begin(), hosts.end(), 0);
-    dispatcher = moe::hierarchical_dispatcher(ep, hosts);
   } else {
     std::vector<std::string> left_out;
-    type = available(ep, options.only, left_out).at(0);
-    dispatcher = made(type, ep);
+    type = available(ep, options, left_out).at(0);
   }
+  const std::shared_ptr<moe::Dispatcher> dispatcher = moe::Dispatcher::make_on(hosts, config_of(type, options), ep);
   for_each_shape(options, [&](const DispatchCase& shape) {
     const Scene scene{ep, random_routing(options, shape, ep.rank()), random_rows(shape, ep.rank())};
     const auto way = dispatcher_way(scene, type, dispatcher);

@@ -8,7 +8,7 @@ namespace conclave::model {
 
 Transformer::Transformer(const TransformerConfig& config, const parallel::Mesh& mesh)
     : shape_(model_shape(config.model, config.moe)), mesh_(mesh), balancer_(config.moe.balance) {
-  moe::DispatchNeeds needs{.bitwise = config.bitwise_dispatch};
+  moe::DispatchNeeds needs{.bitwise = config.bitwise_dispatch, .payload = config.moe.dispatch.payload};
   std::vector<int64_t> experts;  // of each MoE layer
   for (size_t l = 0; l < shape_.layers.size(); ++l) {
     if (!shape_.layers[l].moe) continue;
@@ -29,11 +29,12 @@ Transformer::Transformer(const TransformerConfig& config, const parallel::Mesh& 
 void Transformer::make_dispatcher(const TransformerConfig& config, const moe::DispatchNeeds& needs) {
   moe::DispatchConfig dispatch = config.moe.dispatch;
   // A dense model exchanges nothing.
-  auto [type, reason] =
-      choose_dispatcher(moe_layers_.empty() ? moe::DispatchType::kAllToAll : dispatch.type, needs, mesh_.ep());
+  auto [type, reason] = choose_dispatcher(moe_layers_.empty() ? moe::DispatchType::kAllToAll : dispatch.type, needs,
+                                          mesh_.ep(), moe::host_memory(mesh_.world()));
   dispatch.type = type;
-  dispatch_reason_ = std::move(reason);
-  dispatcher_ = moe::Dispatcher::over_expert_parts(config.make_dispatcher(dispatch, mesh_.ep()), mesh_.etp());
+  if (!moe_layers_.empty()) dispatch_reason_ = std::move(reason);
+  dispatcher_ =
+      moe::Dispatcher::over_expert_parts(config.make_dispatcher(dispatch, mesh_.ep()), mesh_.etp(), dispatch.payload);
 }
 
 const moe::Decision& Transformer::decision(nn::Frame& frame, int moe_layer) const {

@@ -4,31 +4,39 @@
 #include <ATen/ops/empty_like.h>
 
 #include "core/error.h"
+#include "moe/dispatchers/row_carrier.h"
 
 namespace conclave::moe {
 
 // One for each file in dispatchers/.
 std::unique_ptr<Dispatcher> local_dispatcher();
-std::unique_ptr<Dispatcher> all_to_all_dispatcher(const comm::Group& ep);
-std::unique_ptr<Dispatcher> shared_dispatcher(const comm::Group& ep);
-std::unique_ptr<Dispatcher> all_gather_dispatcher(const comm::Group& ep);
+std::unique_ptr<Dispatcher> all_to_all_dispatcher(const RowCarrier& rows);
+std::unique_ptr<Dispatcher> shared_dispatcher(const comm::Group& ep, const std::vector<int>& hosts);
+std::unique_ptr<Dispatcher> all_gather_dispatcher(const RowCarrier& rows);
+std::unique_ptr<Dispatcher> hierarchical_dispatcher(const RowCarrier& rows, const std::vector<int>& hosts);
 
 std::unique_ptr<Dispatcher> Dispatcher::make(const DispatchConfig& config, const comm::Group& ep) {
+  return make_on(ep.hosts(), config, ep);
+}
+
+std::unique_ptr<Dispatcher> Dispatcher::make_on(const std::vector<int>& hosts, const DispatchConfig& config,
+                                                const comm::Group& ep) {
   if (config.type == DispatchType::kLocal && ep.size() > 1)
     throw ConfigError("moe.dispatch.type: local needs parallel.ep = 1, but ep is {}; use auto or alltoall", ep.size());
+  const auto rows = [&] { return RowCarrier(ep, hosts, config.payload); };
   switch (config.type) {
     case DispatchType::kAuto:
-      return ep.size() == 1 ? local_dispatcher() : all_to_all_dispatcher(ep);
+      return ep.size() == 1 ? local_dispatcher() : all_to_all_dispatcher(rows());
     case DispatchType::kLocal:
       return local_dispatcher();
     case DispatchType::kAllToAll:
-      return all_to_all_dispatcher(ep);
+      return all_to_all_dispatcher(rows());
     case DispatchType::kShared:
-      return shared_dispatcher(ep);
+      return shared_dispatcher(ep, hosts);
     case DispatchType::kHierarchical:
-      return hierarchical_dispatcher(ep, ep.hosts());
+      return hierarchical_dispatcher(rows(), hosts);
     case DispatchType::kAllGather:
-      return all_gather_dispatcher(ep);
+      return all_gather_dispatcher(rows());
   }
   throw BugError("internal error: unknown dispatcher");
 }

@@ -78,14 +78,16 @@ class Dispatcher {
   // `auto` is local for a group of one, alltoall otherwise; dispatcher_choice.h knows better. Collective. Throws
   // ConfigError where the ranks of `ep` are not where the dispatcher needs them.
   static std::unique_ptr<Dispatcher> make(const DispatchConfig& config, const comm::Group& ep);
+  // The same as if the ranks were on other hosts: `hosts` has for each rank the lowest one on its host. For those who
+  // measure what hosts change. Collective.
+  static std::unique_ptr<Dispatcher> make_on(const std::vector<int>& hosts, const DispatchConfig& config,
+                                             const comm::Group& ep);
   // `inner`, for experts whose width is spread over the ranks of `etp` (dispatchers/expert_tensor.cpp). A segment's
   // source is then (rank of ep) * etp + rank of etp.
-  static std::unique_ptr<Dispatcher> over_expert_parts(std::unique_ptr<Dispatcher> inner, const comm::Group& etp);
+  // Collective; rows between hosts of `etp` have the payload's format too.
+  static std::unique_ptr<Dispatcher> over_expert_parts(std::unique_ptr<Dispatcher> inner, const comm::Group& etp,
+                                                       DispatchPayload payload = DispatchPayload::kSame);
 };
-
-// The hierarchical dispatcher as if the ranks were on other hosts: `hosts` has for each rank the lowest one on its
-// host. Collective.
-std::unique_ptr<Dispatcher> hierarchical_dispatcher(const comm::Group& ep, const std::vector<int>& hosts);
 
 // Adds the segments of one source, `counts_e` rows for each local expert in order; `first` is where they lie in what
 // arrived.

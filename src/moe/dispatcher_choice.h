@@ -13,11 +13,20 @@ namespace conclave::moe {
 struct DispatchNeeds {
   int64_t top_k = 1;
   bool bitwise = false;  // sums in token order only: reduction canonical
+  DispatchPayload payload = DispatchPayload::kSame;
 };
+
+// What `shared` could have on a host. The ranks of all ep groups take from one /dev/shm.
+struct HostMemory {
+  int64_t ranks = 1;  // of the job, on this host
+  int64_t bytes = 0;  // that are left, as the rank that sees least does; no limit for threads
+};
+// Of this rank's host. Collective over `world`, all ranks of the job.
+HostMemory host_memory(const comm::Group& world);
 
 struct DispatchChoice {
   DispatchType type = DispatchType::kLocal;
-  std::string reason;  // one line; empty where nothing was chosen
+  std::string reason;  // one line; empty where there is nothing to say
 };
 
 // How ranks lie on hosts.
@@ -33,10 +42,13 @@ struct DispatchPlaces {
 //   alltoall      k · (1 − 1/H)               3k                pack, transfer, regroup
 //   allgather     n − L                       n + k             every rank gets every token
 //   hierarchical  (H − 1)(1 − (1 − 1/H)^k)    3k + H            distinct hosts only
+// With payload bf16 half of it.
 inline constexpr double kLinkCost = 5;
-double dispatch_cost(DispatchType type, const DispatchPlaces& places, int64_t top_k);
+double dispatch_cost(DispatchType type, const DispatchPlaces& places, const DispatchNeeds& needs);
 
-// Resolves `auto`; other types are returned as they are. Collective over `ep` (same result on all its ranks).
-DispatchChoice choose_dispatcher(DispatchType type, const DispatchNeeds& needs, const comm::Group& ep);
+// Resolves `auto`; other types are returned as they are. Collective over `ep`, whose ranks get the same result where
+// their hosts have the same memory left.
+DispatchChoice choose_dispatcher(DispatchType type, const DispatchNeeds& needs, const comm::Group& ep,
+                                 const HostMemory& memory);
 
 }  // namespace conclave::moe

@@ -19,6 +19,8 @@ enum class BiasRule { kSign, kProportional };
 enum class DropPolicy { kPosition, kSlot, kScore, kRandom, kBpr, kSpill };
 enum class DispatchType { kAuto, kLocal, kAllToAll, kShared, kHierarchical, kAllGather };
 enum class BackwardRows { kKeep, kResend };
+// The number format of rows that cross between hosts.
+enum class DispatchPayload { kSame, kBf16, kFp8 };
 
 // Which layers are MoE: l >= first_k_dense and (l - first_k_dense) % layer_freq == 0; or a list of 0/1, one per layer.
 struct LayerPattern {
@@ -190,13 +192,15 @@ struct ExpertsConfig {
 struct DispatchConfig {
   DispatchType type = DispatchType::kAuto;
   BackwardRows backward_rows = BackwardRows::kKeep;
-  std::string payload = "same";
+  DispatchPayload payload = DispatchPayload::kSame;
 
   void fields(auto&& field) {
     field("type", type,
           "token exchange over parallel.ep, see docs/parallel.md; auto = by ranks, hosts and experts per token");
     field("backward_rows", backward_rows, "keep the rows received for backward");
-    field("payload", payload, "number format on the wire: same");
+    field("payload", payload,
+          "number format of rows between hosts: same = as they are; bf16 = half the bytes, rounded; see "
+          "docs/parallel.md");
   }
 };
 
@@ -329,5 +333,12 @@ template <>
 struct EnumNames<moe::BackwardRows> {
   static constexpr std::array<std::pair<std::string_view, moe::BackwardRows>, 2> kNames{
       {{"keep", moe::BackwardRows::kKeep}, {"resend", moe::BackwardRows::kResend}}};
+};
+template <>
+struct EnumNames<moe::DispatchPayload> {
+  static constexpr std::array<std::pair<std::string_view, moe::DispatchPayload>, 3> kNames{
+      {{"same", moe::DispatchPayload::kSame},
+       {"bf16", moe::DispatchPayload::kBf16},
+       {"fp8", moe::DispatchPayload::kFp8}}};
 };
 }  // namespace conclave::config

@@ -3,6 +3,7 @@
 #include <bit>
 #include <numeric>
 
+#include "config/fields.h"
 #include "model/model_shape.h"
 #include "parallel/mesh.h"
 #include "train/config_rules.h"
@@ -69,6 +70,16 @@ void check_expert_axes(const RunConfig& config, Rules& rules) {
   rules.require(config.moe.dispatch.type != moe::DispatchType::kLocal || mesh.ep == 1,
                 {"moe.dispatch.type", "parallel.ep"},
                 fmt::format("local dispatch keeps tokens on their rank, but ep is {}; use auto or alltoall", mesh.ep));
+}
+
+void check_payload(const RunConfig& config, Rules& rules) {
+  const auto& dispatch = config.moe.dispatch;
+  const bool stays = dispatch.type == moe::DispatchType::kShared || dispatch.type == moe::DispatchType::kLocal;
+  rules.require(dispatch.payload == moe::DispatchPayload::kSame || !stays,
+                {"moe.dispatch.payload", "moe.dispatch.type"},
+                fmt::format("is the format of rows between hosts, and dispatch {} sends none there; use payload same, "
+                            "or type auto, alltoall, hierarchical or allgather",
+                            config::enum_name(dispatch.type)));
 }
 
 // Everything that tensor-parallel ranks share must divide; only the vocabulary may be shared unevenly.
@@ -153,6 +164,7 @@ void check_layout(const RunConfig& config, Rules& rules) {
                 "must name each of pp, dp, cp and tp once, slowest first");
   check_world(config, rules);
   check_expert_axes(config, rules);
+  check_payload(config, rules);
   check_tensor_axis(config, rules);
   check_batch(config, rules);
   check_executor(config, rules);

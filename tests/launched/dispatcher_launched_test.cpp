@@ -41,6 +41,35 @@ TEST_P(DispatcherLaunchedTest, CarriesRowsAsTheAllToAllDoes) {
   }
 }
 
+// What arrives: from other hosts rounded, from this one not, gates never.
+TEST_P(DispatcherLaunchedTest, RoundsRowsThatCrossBetweenHosts) {
+  at::set_num_threads(1);
+  const comm::Group ep = launched_world().group();
+  if (GetParam().experts % ep.size() != 0) GTEST_SKIP() << "experts do not divide over these ranks";
+  const auto hosts = ep.hosts();
+  const auto exchange = [&](DispatchType type, moe::DispatchPayload payload) {
+    moe::DispatchConfig config;
+    config.type = type;
+    config.payload = payload;
+    return testing::exchange_rounds(*moe::Dispatcher::make(config, ep), GetParam(), ep.rank(), at::kFloat, 3, false);
+  };
+  const auto exact = exchange(DispatchType::kAllToAll, moe::DispatchPayload::kSame);
+  for (const auto type : {DispatchType::kAllToAll, DispatchType::kAllGather, DispatchType::kHierarchical}) {
+    SCOPED_TRACE(config::enum_name(type));
+    const auto got = exchange(type, moe::DispatchPayload::kBf16);
+    for (size_t i = 0; i < got.size(); ++i) {
+      testing::expect_same_segments(got[i].segments, exact[i].segments);
+      const Tensor expected = testing::rounded_where_far(exact[i].rows, exact[i].segments, hosts, ep.rank());
+      kernels::expect_same_bits(got[i].rows, expected, "rows");
+      if (got[i].gates.defined()) kernels::expect_same_bits(got[i].gates, exact[i].gates, "gates");
+      ASSERT_EQ(got[i].y.sizes(), exact[i].y.sizes());
+      if (got[i].y.numel() == 0) continue;
+      const double scale = std::max(exact[i].y.abs().max().item<double>(), 1e-3);
+      EXPECT_LE((got[i].y - exact[i].y).abs().max().item<double>(), 0.02 * scale);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, DispatcherLaunchedTest, ::testing::ValuesIn(testing::routing_cases()),
                          [](const auto& info) { return info.param.name; });
 

@@ -128,4 +128,16 @@ inline void expect_exchanged(const Exchanged& got, const Exchanged& expected, bo
   }
 }
 
+// Rows of segments whose source is on another host than `rank`, rounded to bf16; the others as they are.
+inline Tensor rounded_where_far(const Tensor& rows, const std::vector<moe::Segment>& segments,
+                                const std::vector<int>& hosts, int rank) {
+  Tensor expected = rows.clone();
+  for (const auto& s : segments) {
+    if (hosts[s.source] == hosts[rank]) continue;
+    Tensor far = expected.narrow(0, s.begin, s.rows);
+    far.copy_(far.to(at::kBFloat16));
+  }
+  return expected;
+}
+
 }  // namespace conclave::testing

@@ -132,18 +132,59 @@ INSTANTIATE_TEST_SUITE_P(All, ExecutorRanks, ::testing::ValuesIn(layout_cases())
 INSTANTIATE_TEST_SUITE_P(All, LayoutRanks, ::testing::ValuesIn(layout_cases()),
                          [](const auto& info) { return info.param.name; });
 
+LayoutCase with_rounded_rows(moe::BackwardRows backward) {
+  return {.name = "Rounded", .change = [backward](auto& config) {
+            config.moe.dispatch.payload = moe::DispatchPayload::kBf16;
+            config.moe.dispatch.backward_rows = backward;
+          }};
+}
+
+// What is rounded depends on the hosts and on nothing else.
+TEST(LayoutPayloadRanks, RoundedRowsHaveTheSameBitsWhoeverOwnsStateAndWhateverOverlaps) {
+  const auto plain = run_layout({}, {}, {.name = "Plain"}, kCanonical);
+  for (const auto dispatch : {moe::DispatchType::kAllToAll, moe::DispatchType::kHierarchical}) {
+    run_ranks_on({0, 0, 1, 1}, [&](const comm::Group& world) {
+      const Layout layout{.dp = 4, .ep = 4, .dispatch = dispatch};
+      const auto kept = with_rounded_rows(moe::BackwardRows::kKeep),
+                 sent = with_rounded_rows(moe::BackwardRows::kResend);
+      const auto first = run_layout(world, layout, kept, kCanonical);
+      EXPECT_NE(first.losses, plain.losses) << "nothing was rounded";
+      EXPECT_NEAR(first.losses[0] / plain.losses[0], 1.0, 1e-2);
+      expect_same(run_layout(world, layout, kept, kCanonical), first);
+      for (const int64_t zero : {0, 1}) {
+        for (const auto executor : {parallel::ExecutorType::kSequential, parallel::ExecutorType::kInterleaved}) {
+          auto other = layout;
+          other.zero = zero, other.executor = executor;
+          expect_same(run_layout(world, other, sent, kCanonical), first);
+        }
+      }
+    });
+  }
+}
+
+TEST(LayoutPayloadRanks, NothingIsRoundedOnOneHost) {
+  const auto plain = run_layout({}, {}, {.name = "Plain"}, kCanonical);
+  run_ranks(4, [&](const comm::Group& world) {
+    for (const auto dispatch : {moe::DispatchType::kAuto, moe::DispatchType::kAllToAll}) {
+      const Layout layout{.dp = 4, .ep = 4, .dispatch = dispatch};
+      expect_same(run_layout(world, layout, with_rounded_rows(moe::BackwardRows::kKeep), kCanonical), plain);
+    }
+  });
+}
+
 TEST(LayoutRepeat, TwoRunsFromTheSameStartHaveTheSameBits) {
   const LayoutCase plain{.name = "Plain"};
   for (const auto reduction : {kCanonical, kFast}) {
-    expect_same(run_layout({}, {}, plain, reduction), run_layout({}, {}, plain, reduction));
-    LayoutOutcome first, second;
-    for (LayoutOutcome* outcome : {&first, &second}) {
-      run_ranks(4, [&](const comm::Group& world) {
-        auto mine = run_layout(world, {4, 2}, plain, reduction);
-        if (world.rank() == 0) *outcome = std::move(mine);
-      });
+    for (const Layout layout : {Layout{1, 1}, Layout{2, 2, 1}, Layout{4, 2}, Layout{8, 4, 1}}) {
+      LayoutOutcome first, second;
+      for (LayoutOutcome* outcome : {&first, &second}) {
+        run_ranks(layout.ranks(), [&](const comm::Group& world) {
+          auto mine = run_layout(world, layout, plain, reduction);
+          if (world.rank() == 0) *outcome = std::move(mine);
+        });
+      }
+      expect_same(first, second);
     }
-    expect_same(first, second);
   }
 }
 

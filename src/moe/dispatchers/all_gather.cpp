@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "kernels/rows.h"
 #include "moe/dispatcher.h"
+#include "moe/dispatchers/row_carrier.h"
 
 namespace conclave::moe {
 namespace {
@@ -75,7 +76,7 @@ SumLists ranks_by_token(const Routing& routing, int64_t ranks) {
 
 class AllGatherDispatcher : public Dispatcher {
  public:
-  explicit AllGatherDispatcher(const comm::Group& ep) : ep_(ep) {}
+  explicit AllGatherDispatcher(const RowCarrier& rows) : ep_(rows.group()), rows_(rows), scalars_(rows.group()) {}
 
   DispatchPlan plan(const Routing& routing) const override {
     const int64_t E = routing.experts(), ranks = ep_.size(), local = E / ranks, first = local * ep_.rank();
@@ -113,8 +114,8 @@ class AllGatherDispatcher : public Dispatcher {
   Transfer start_send(const DispatchPlan& plan, const Tensor& x_TD, const Tensor& scalars_N) const override {
     const auto& details = details_of(plan);
     Transfer transfer;
-    transfer.recv_rows = gathered(x_TD, details.tokens);
-    if (scalars_N.defined()) transfer.recv_scalars = gathered(scalars_N.view({-1, 1}), details.pairs);
+    transfer.recv_rows = rows_.gather(x_TD, details.tokens);
+    if (scalars_N.defined()) transfer.recv_scalars = scalars_.gather(scalars_N.view({-1, 1}), details.pairs);
     return transfer;
   }
 
@@ -135,13 +136,12 @@ class AllGatherDispatcher : public Dispatcher {
     Transfer transfer;
     transfer.send_rows = at::empty({sum_of(details.tokens), D}, rows_RD.options());
     kernels::sum_rows(rows_RD, details.partial.offsets, details.partial.rows, false, transfer.send_rows);
-    transfer.recv_rows = at::empty({own * ep_.size(), D}, rows_RD.options());
-    exchange(transfer.send_rows, details.tokens, transfer.recv_rows, std::vector<int64_t>(ep_.size(), own), transfer);
+    const Lane lane{details.tokens, std::vector<int64_t>(ep_.size(), own)};
+    transfer.recv_rows = rows_.start(transfer.send_rows, lane, transfer.works);
     if (!scalars_R.defined()) return transfer;
     transfer.send_scalars = at::empty({std::ssize(plan.place_of_N), 1}, rows_RD.options());
     kernels::gather_rows(scalars_R.view({-1, 1}), plan.place_of_N, transfer.send_scalars);
-    transfer.recv_scalars = at::empty({plan.routing->pairs(), 1}, rows_RD.options());
-    exchange(transfer.send_scalars, plan.recv_counts, transfer.recv_scalars, plan.send_counts, transfer);
+    transfer.recv_scalars = scalars_.start(transfer.send_scalars, {plan.recv_counts, plan.send_counts}, transfer.works);
     return transfer;
   }
 
@@ -159,34 +159,14 @@ class AllGatherDispatcher : public Dispatcher {
     return static_cast<const AllGatherPlan&>(*plan.details);
   }
 
-  Tensor gathered(const Tensor& rows, const std::vector<int64_t>& counts) const {
-    Tensor all = at::empty({sum_of(counts), rows.size(1)}, rows.options());
-    std::vector<int64_t> sizes = counts;
-    for (auto& size : sizes) size *= rows.size(1);
-    by_dtype(rows, [&](auto zero) {
-      using T = decltype(zero);
-      ep_.all_gather_v(std::span<const T>(elements<T>(rows)), elements<T>(all), std::span<const int64_t>(sizes));
-    });
-    return all;
-  }
-
-  void exchange(const Tensor& send, std::vector<int64_t> send_rows, const Tensor& recv, std::vector<int64_t> recv_rows,
-                Transfer& transfer) const {
-    for (auto& n : send_rows) n *= send.size(1);
-    for (auto& n : recv_rows) n *= recv.size(1);
-    by_dtype(send, [&](auto zero) {
-      using T = decltype(zero);
-      transfer.works.push_back(ep_.start_all_to_all_v<T>(elements<T>(send), send_rows, elements<T>(recv), recv_rows));
-    });
-  }
-
   comm::Group ep_;
+  RowCarrier rows_, scalars_;
 };
 
 }  // namespace
 
-std::unique_ptr<Dispatcher> all_gather_dispatcher(const comm::Group& ep) {
-  return std::make_unique<AllGatherDispatcher>(ep);
+std::unique_ptr<Dispatcher> all_gather_dispatcher(const RowCarrier& rows) {
+  return std::make_unique<AllGatherDispatcher>(rows);
 }
 
 }  // namespace conclave::moe

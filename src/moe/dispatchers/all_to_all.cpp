@@ -11,13 +11,14 @@
 #include "core/error.h"
 #include "kernels/rows.h"
 #include "moe/dispatcher.h"
+#include "moe/dispatchers/row_carrier.h"
 
 namespace conclave::moe {
 namespace {
 
 class AllToAllDispatcher : public Dispatcher {
  public:
-  explicit AllToAllDispatcher(const comm::Group& ep) : ep_(ep) {}
+  explicit AllToAllDispatcher(const RowCarrier& rows) : ep_(rows.group()), rows_(rows), scalars_(rows.group()) {}
 
   DispatchPlan plan(const Routing& routing) const override {
     const int ranks = ep_.size();
@@ -44,7 +45,7 @@ class AllToAllDispatcher : public Dispatcher {
     transfer.send_rows = at::empty({plan.routing->pairs(), x_TD.size(1)}, x_TD.options());
     kernels::gather_rows(x_TD, plan.routing->rows_N, transfer.send_rows);
     transfer.send_scalars = scalars_N;
-    exchange(transfer, plan.send_counts, plan.recv_counts);
+    exchange(transfer, {plan.send_counts, plan.recv_counts});
     return transfer;
   }
 
@@ -70,7 +71,7 @@ class AllToAllDispatcher : public Dispatcher {
       kernels::gather_rows(scalars_R.view({-1, 1}), plan.place_of_N, packed);
       transfer.send_scalars = packed.view({-1});
     }
-    exchange(transfer, plan.recv_counts, plan.send_counts);
+    exchange(transfer, {plan.recv_counts, plan.send_counts});
     return transfer;
   }
 
@@ -84,30 +85,19 @@ class AllToAllDispatcher : public Dispatcher {
   }
 
  private:
-  void exchange(Transfer& t, const std::vector<int64_t>& send_counts, const std::vector<int64_t>& recv_counts) const {
-    const int64_t recv_total = std::accumulate(recv_counts.begin(), recv_counts.end(), int64_t{0});
-    t.recv_rows = at::empty({recv_total, t.send_rows.size(1)}, t.send_rows.options());
-    if (t.send_scalars.defined()) t.recv_scalars = at::empty({recv_total}, t.send_scalars.options());
-    by_dtype(t.send_rows, [&](auto zero) {
-      using T = decltype(zero);
-      const auto start = [&](const Tensor& send, const Tensor& recv, int64_t width) {
-        std::vector<int64_t> send_sizes = send_counts, recv_sizes = recv_counts;
-        for (auto& n : send_sizes) n *= width;
-        for (auto& n : recv_sizes) n *= width;
-        t.works.push_back(ep_.start_all_to_all_v<T>(elements<T>(send), send_sizes, elements<T>(recv), recv_sizes));
-      };
-      start(t.send_rows, t.recv_rows, t.send_rows.size(1));
-      if (t.send_scalars.defined()) start(t.send_scalars, t.recv_scalars, 1);
-    });
+  void exchange(Transfer& t, const Lane& lane) const {
+    t.recv_rows = rows_.start(t.send_rows, lane, t.works);
+    if (t.send_scalars.defined()) t.recv_scalars = scalars_.start(t.send_scalars, lane, t.works);
   }
 
   comm::Group ep_;
+  RowCarrier rows_, scalars_;
 };
 
 }  // namespace
 
-std::unique_ptr<Dispatcher> all_to_all_dispatcher(const comm::Group& ep) {
-  return std::make_unique<AllToAllDispatcher>(ep);
+std::unique_ptr<Dispatcher> all_to_all_dispatcher(const RowCarrier& rows) {
+  return std::make_unique<AllToAllDispatcher>(rows);
 }
 
 }  // namespace conclave::moe

@@ -6,20 +6,19 @@
 //   give_back:  terms of a sum for the rows of all → reduce-scatter over etp → own rows → (inner) → token rows
 //
 // Every token rank dispatches its own tokens, so a row crosses the ep group once and not etp times (methods.md 3.7).
-#include <ATen/ops/empty.h>
-
 #include <numeric>
 
 #include "kernels/rows.h"
 #include "moe/dispatcher.h"
+#include "moe/dispatchers/row_carrier.h"
 
 namespace conclave::moe {
 namespace {
 
 class ExpertTensorDispatcher : public Dispatcher {
  public:
-  ExpertTensorDispatcher(std::unique_ptr<Dispatcher> inner, const comm::Group& etp)
-      : inner_(std::move(inner)), etp_(etp) {}
+  ExpertTensorDispatcher(std::unique_ptr<Dispatcher> inner, const RowCarrier& rows)
+      : inner_(std::move(inner)), etp_(rows.group()), rows_(rows), scalars_(rows.group()) {}
 
   DispatchPlan plan(const Routing& routing) const override {
     DispatchPlan plan;
@@ -49,12 +48,13 @@ class ExpertTensorDispatcher : public Dispatcher {
 
   Rows finish_send(const DispatchPlan& plan, Transfer& transfer) const override {
     const Rows own = inner_->finish_send(*plan.inner, transfer);
-    return {gathered(plan, own.rows), own.scalars.defined() ? gathered(plan, own.scalars) : Tensor()};
+    return {rows_.gather(own.rows, plan.recv_counts),
+            own.scalars.defined() ? scalars_.gather(own.scalars, plan.recv_counts) : Tensor()};
   }
 
   Transfer start_give_back(const DispatchPlan& plan, const Tensor& rows_RD, const Tensor& scalars_R) const override {
-    return inner_->start_give_back(*plan.inner, reduce_scattered(plan, rows_RD),
-                                   scalars_R.defined() ? reduce_scattered(plan, scalars_R) : Tensor());
+    return inner_->start_give_back(*plan.inner, reduce_scattered(plan, rows_, rows_RD),
+                                   scalars_R.defined() ? reduce_scattered(plan, scalars_, scalars_R) : Tensor());
   }
 
   Rows finish_give_back(const DispatchPlan& plan, Transfer& transfer) const override {
@@ -62,38 +62,12 @@ class ExpertTensorDispatcher : public Dispatcher {
   }
 
  private:
-  // Elements in the part of each etp rank.
-  std::vector<int64_t> elements_of_ranks(const DispatchPlan& plan, const Tensor& like) const {
-    const int64_t width = like.dim() == 1 ? 1 : like.size(1);
-    std::vector<int64_t> counts;
-    for (const int64_t rows : plan.recv_counts) counts.push_back(rows * width);
-    return counts;
-  }
-
-  static Tensor with_rows(int64_t rows, const Tensor& like) {
-    return like.dim() == 1 ? at::empty({rows}, like.options()) : at::empty({rows, like.size(1)}, like.options());
-  }
-
-  Tensor gathered(const DispatchPlan& plan, const Tensor& own) const {
-    Tensor all = with_rows(plan.rows_R, own);
-    const auto counts = elements_of_ranks(plan, own);
-    by_dtype(own, [&](auto zero) {
-      using T = decltype(zero);
-      etp_.all_gather_v(std::span<const T>(elements<T>(own)), elements<T>(all), std::span<const int64_t>(counts));
-    });
-    return all;
-  }
-
-  Tensor reduce_scattered(const DispatchPlan& plan, const Tensor& terms) const {
+  // The sum over ranks of what each has for this one's rows.
+  Tensor reduce_scattered(const DispatchPlan& plan, const RowCarrier& carrier, const Tensor& terms) const {
     const int64_t rows = plan.inner->rows_R;
-    Tensor received = with_rows(rows * etp_.size(), terms);
-    const auto send = elements_of_ranks(plan, terms);
-    const std::vector<int64_t> receive(etp_.size(), send[etp_.rank()]);
-    by_dtype(terms, [&](auto zero) {
-      using T = decltype(zero);
-      etp_.all_to_all_v(std::span<const T>(elements<T>(terms)), std::span<const int64_t>(send), elements<T>(received),
-                        std::span<const int64_t>(receive));
-    });
+    std::vector<comm::Work> works;
+    const Tensor received = carrier.start(terms, {plan.recv_counts, std::vector<int64_t>(etp_.size(), rows)}, works);
+    works[0].finish();
     Tensor sum = received.narrow(0, 0, rows);
     for (int r = 1; r < etp_.size(); ++r) kernels::add(sum, received.narrow(0, r * rows, rows));
     return sum;
@@ -101,13 +75,15 @@ class ExpertTensorDispatcher : public Dispatcher {
 
   std::unique_ptr<Dispatcher> inner_;
   comm::Group etp_;
+  RowCarrier rows_, scalars_;
 };
 
 }  // namespace
 
-std::unique_ptr<Dispatcher> Dispatcher::over_expert_parts(std::unique_ptr<Dispatcher> inner, const comm::Group& etp) {
+std::unique_ptr<Dispatcher> Dispatcher::over_expert_parts(std::unique_ptr<Dispatcher> inner, const comm::Group& etp,
+                                                          DispatchPayload payload) {
   if (etp.size() == 1) return inner;
-  return std::make_unique<ExpertTensorDispatcher>(std::move(inner), etp);
+  return std::make_unique<ExpertTensorDispatcher>(std::move(inner), RowCarrier(etp, etp.hosts(), payload));
 }
 
 }  // namespace conclave::moe

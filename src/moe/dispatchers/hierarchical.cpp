@@ -7,10 +7,9 @@
 //   0 <── their sums over the experts of B ── 2 <── results ── 2, 3
 #include <ATen/ops/empty.h>
 
-#include <numeric>
-
 #include "kernels/rows.h"
 #include "moe/dispatchers/hierarchical_plan.h"
+#include "moe/dispatchers/row_carrier.h"
 
 namespace conclave::moe {
 namespace {
@@ -27,27 +26,28 @@ Tensor summed(const Tensor& rows, const TokenSums& sums) {
   return result;
 }
 
-// How many rows go to and come from each rank of a group.
-struct Lane {
-  std::vector<int64_t> send, recv;
-};
-
 class HierarchicalDispatcher : public Dispatcher {
  public:
-  HierarchicalDispatcher(const comm::Group& ep, const std::vector<int>& hosts)
-      : ep_(ep), map_(hosts, ep.rank()), host_(ep.split(map_.host(), ep.rank())) {}
+  HierarchicalDispatcher(const RowCarrier& rows, const std::vector<int>& hosts)
+      : rows_(rows),
+        scalars_(rows.group()),
+        map_(hosts, rows.group().rank()),
+        host_(rows.group().split(map_.host(), rows.group().rank())) {}
 
-  DispatchPlan plan(const Routing& routing) const override { return plan_hierarchical(ep_, host_, map_, routing); }
+  DispatchPlan plan(const Routing& routing) const override {
+    return plan_hierarchical(rows_.group(), host_.group(), map_, routing);
+  }
 
   // Under way: source → forwarder, between hosts.
   Transfer start_send(const DispatchPlan& plan, const Tensor& x_TD, const Tensor& scalars_N) const override {
     const auto& lists = lists_of(plan);
     Transfer transfer;
     transfer.send_rows = picked(x_TD, lists.tokens_U);
-    transfer.recv_rows = start(ep_, transfer.send_rows, {lists.sent_tokens, lists.served_tokens}, transfer);
+    transfer.recv_rows = rows_.start(transfer.send_rows, {lists.sent_tokens, lists.served_tokens}, transfer.works);
     if (scalars_N.defined()) {
       transfer.send_scalars = picked(scalars_N.view({-1, 1}), lists.pairs_P);
-      transfer.recv_scalars = start(ep_, transfer.send_scalars, {lists.sent_pairs, lists.served_pairs}, transfer);
+      transfer.recv_scalars =
+          scalars_.start(transfer.send_scalars, {lists.sent_pairs, lists.served_pairs}, transfer.works);
     }
     return transfer;
   }
@@ -57,11 +57,11 @@ class HierarchicalDispatcher : public Dispatcher {
     const auto& lists = lists_of(plan);
     const Lane lane{lists.forwarded, lists.received};
     const Tensor forward = picked(transfer.recv_rows, lists.forward_rows);
-    const Tensor rows = start(host_, forward, lane, transfer);
+    const Tensor rows = host_.start(forward, lane, transfer.works);
     Tensor forward_scalars, scalars;
     if (transfer.recv_scalars.defined()) {
       forward_scalars = picked(transfer.recv_scalars, lists.forward_pairs);
-      scalars = start(host_, forward_scalars, lane, transfer);
+      scalars = host_.start(forward_scalars, lane, transfer.works);
     }
     finish(transfer);
     return {picked(rows, plan.source_of_R),
@@ -74,18 +74,19 @@ class HierarchicalDispatcher : public Dispatcher {
     const Lane lane{lists.received, lists.forwarded};
     Transfer transfer;
     const Tensor rows = picked(rows_RD, lists.row_of_pair);
-    const Tensor collected = start(host_, rows, lane, transfer);
+    const Tensor collected = host_.start(rows, lane, transfer.works);
     Tensor scalars, collected_scalars;
     if (scalars_R.defined()) {
       scalars = picked(scalars_R.view({-1, 1}), lists.row_of_pair);
-      collected_scalars = start(host_, scalars, lane, transfer);
+      collected_scalars = host_.start(scalars, lane, transfer.works);
     }
     finish(transfer);
     transfer.send_rows = summed(collected, lists.partial);
-    transfer.recv_rows = start(ep_, transfer.send_rows, {lists.served_tokens, lists.sent_tokens}, transfer);
+    transfer.recv_rows = rows_.start(transfer.send_rows, {lists.served_tokens, lists.sent_tokens}, transfer.works);
     if (scalars_R.defined()) {
       transfer.send_scalars = picked(collected_scalars, lists.forward_place);
-      transfer.recv_scalars = start(ep_, transfer.send_scalars, {lists.served_pairs, lists.sent_pairs}, transfer);
+      transfer.recv_scalars =
+          scalars_.start(transfer.send_scalars, {lists.served_pairs, lists.sent_pairs}, transfer.works);
     }
     return transfer;
   }
@@ -106,28 +107,16 @@ class HierarchicalDispatcher : public Dispatcher {
     for (auto& work : transfer.works) work.finish();
     transfer.works.clear();
   }
-  // Returns where the rows will be.
-  static Tensor start(const comm::Group& group, const Tensor& rows, Lane lane, Transfer& transfer) {
-    const int64_t width = rows.size(1);
-    Tensor recv = at::empty({std::accumulate(lane.recv.begin(), lane.recv.end(), int64_t{0}), width}, rows.options());
-    for (auto* counts : {&lane.send, &lane.recv})
-      for (auto& n : *counts) n *= width;
-    by_dtype(rows, [&](auto zero) {
-      using T = decltype(zero);
-      transfer.works.push_back(group.start_all_to_all_v<T>(elements<T>(rows), lane.send, elements<T>(recv), lane.recv));
-    });
-    return recv;
-  }
 
-  comm::Group ep_;
+  RowCarrier rows_, scalars_;  // of all ranks
   HostMap map_;
-  comm::Group host_;
+  RowCarrier host_;  // of the ranks of this host
 };
 
 }  // namespace
 
-std::unique_ptr<Dispatcher> hierarchical_dispatcher(const comm::Group& ep, const std::vector<int>& hosts) {
-  return std::make_unique<HierarchicalDispatcher>(ep, hosts);
+std::unique_ptr<Dispatcher> hierarchical_dispatcher(const RowCarrier& rows, const std::vector<int>& hosts) {
+  return std::make_unique<HierarchicalDispatcher>(rows, hosts);
 }
 
 }  // namespace conclave::moe

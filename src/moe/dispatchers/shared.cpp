@@ -246,8 +246,7 @@ class SharedDispatcher : public Dispatcher {
 
 }  // namespace
 
-std::unique_ptr<Dispatcher> shared_dispatcher(const comm::Group& ep) {
-  const std::vector<int> hosts = ep.hosts();
+std::unique_ptr<Dispatcher> shared_dispatcher(const comm::Group& ep, const std::vector<int>& hosts) {
   std::vector<int> first;
   for (int r = 0; r < ep.size(); ++r)
     if (hosts[r] == r) first.push_back(r);
