@@ -108,6 +108,7 @@ const char* name_of(Quantity quantity) {
 
 bool breaks(const Measure& measure, Promise promise) {
   if (promise == Promise::kBitwise) return !measure.same_bits;
+  if (promise == Promise::kMeasured) return measure.difference >= kNotFinite;
   if (measure.quantity == Quantity::kFlips) return false;
   if (measure.quantity == Quantity::kCounts || measure.quantity == Quantity::kDrops) return !measure.same_bits;
   return !(measure.difference <= kTolerance);

@@ -14,7 +14,7 @@ namespace conclave::verify {
 enum class Quantity { kFlips, kCounts, kDrops, kLoss, kGradient, kNorm, kBias, kWeights };
 const char* name_of(Quantity quantity);
 
-// What `kClose` allows, and the share of the global norm that a tensor's norm counts as at least.
+// What kClose allows, and the share of the global norm that a tensor's norm counts as at least.
 inline constexpr double kTolerance = 1e-5;
 inline constexpr double kNormFloor = 1e-6;
 // Stands for a difference that is not finite.
@@ -31,7 +31,8 @@ struct Measure {
   int rank = 0;
 };
 
-// Whether `measure` breaks `promise`. Flips are no break of kClose: they are what replaying is for.
+// Whether `measure` breaks `promise`. Flips are no break of kClose: they are what replaying is for. Of kMeasured only
+// what is not finite is.
 bool breaks(const Measure& measure, Promise promise);
 std::string describe(const Measure& measure);
 

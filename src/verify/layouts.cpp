@@ -79,6 +79,17 @@ bool fits(DispatchType dispatch, int64_t ep) {
   return dispatch == DispatchType::kAuto || dispatch == DispatchType::kLocal || dispatch == DispatchType::kAllToAll;
 }
 
+// Every exchange that can, with rows between hosts as bf16.
+void add_rounded(Layout layout, std::vector<Layout>& layouts) {
+  if (layout.ep == 1) return;
+  layout.executor = ExecutorType::kSequential;
+  layout.payload = moe::DispatchPayload::kBf16;
+  for (const auto dispatch : {DispatchType::kAllToAll, DispatchType::kHierarchical, DispatchType::kAllGather}) {
+    layout.dispatch = dispatch;
+    layouts.push_back(layout);
+  }
+}
+
 bool has_experts(const train::RunConfig& config) {
   for (const auto& layer : model::model_shape(config.model, config.moe).layers)
     if (layer.moe) return true;
@@ -97,11 +108,21 @@ std::string short_name_of(const Layout& layout) {
 
 std::string name_of(const Layout& layout) {
   std::string text = fmt::format("{} {}", short_name_of(layout), config::enum_name(layout.reduction));
-  if (layout.dispatch != DispatchType::kAuto) text += fmt::format(" {}", config::enum_name(layout.dispatch));
+  if (layout.dispatch != DispatchType::kAuto) text += fmt::format(" {}", dispatch_name_of(layout));
+  if (layout.backward_rows) text += fmt::format(" {}", config::enum_name(*layout.backward_rows));
+  if (layout.recompute) text += fmt::format(" recompute {}", config::enum_name(*layout.recompute));
   return text + fmt::format(" {}", config::enum_name(layout.executor));
 }
 
+std::string dispatch_name_of(const Layout& layout) {
+  if (layout.dispatch == DispatchType::kAuto) return "-";
+  return fmt::format(
+      "{}{}", config::enum_name(layout.dispatch),
+      layout.payload == moe::DispatchPayload::kSame ? "" : fmt::format(" {}", config::enum_name(layout.payload)));
+}
+
 Promise promise_of(const Layout& layout) {
+  if (layout.payload != moe::DispatchPayload::kSame) return Promise::kMeasured;
   // Partial sums per host, rank or chunk round differently.
   const bool other_sums = layout.dispatch == DispatchType::kHierarchical ||
                           layout.dispatch == DispatchType::kAllGather || layout.executor == ExecutorType::kChunked;
@@ -120,6 +141,9 @@ train::RunConfig with_layout(const train::RunConfig& config, const Layout& layou
   changed.parallel.reduction = layout.reduction;
   changed.parallel.executor = layout.executor;
   changed.moe.dispatch.type = layout.dispatch;
+  changed.moe.dispatch.payload = layout.payload;
+  if (layout.backward_rows) changed.moe.dispatch.backward_rows = *layout.backward_rows;
+  if (layout.recompute) changed.memory.recompute = *layout.recompute;
   train::resolve(changed, layout.ranks());
   return changed;
 }
@@ -156,6 +180,7 @@ LayoutPlan plan_layouts(const train::RunConfig& config, int64_t ranks, const std
         plan.layouts.push_back(layout);
       }
     }
+    add_rounded(layout, plan.layouts);
   }
   return plan;
 }

@@ -3,6 +3,7 @@
 // (docs/numerics.md). The configuration's own rules decide what is valid; nothing is run here.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,18 +19,26 @@ struct Layout {
   int64_t zero = 0;
   int64_t tp = 1, etp = 1;
   bool sequence_parallel = true;  // with tp
+  // With bf16 the ep group is taken for one on two hosts, half of its ranks on each.
+  moe::DispatchPayload payload = moe::DispatchPayload::kSame;
+  // As the configuration says where they are absent.
+  std::optional<moe::BackwardRows> backward_rows = {};
+  std::optional<model::Recompute> recompute = {};
 
   int ranks() const { return static_cast<int>(dp * tp); }
   bool operator==(const Layout&) const = default;
 };
-// "dp 4 tp 2 ep 2 zero 1 canonical alltoall sequential"; short: "dp 4 tp 2 ep 2 zero 1". Axes of tensor parallelism
-// only where they are more than 1.
+// "dp 4 tp 2 ep 2 zero 1 canonical alltoall bf16 sequential"; short: "dp 4 tp 2 ep 2 zero 1". Axes of tensor
+// parallelism only where they are more than 1.
 std::string name_of(const Layout& layout);
 std::string short_name_of(const Layout& layout);
+// "alltoall bf16"; "-" where the model has no experts.
+std::string dispatch_name_of(const Layout& layout);
 
 enum class Promise {
-  kBitwise,  // every number of every step has the reference's bits
-  kClose,    // one step from equal state: loss, norm and each tensor's gradient within 1e-5, expert ids replayed
+  kBitwise,   // every number of every step has the reference's bits
+  kClose,     // one step from equal state: loss, norm and each tensor's gradient within 1e-5, expert ids replayed
+  kMeasured,  // the same comparison, of which nothing is promised but that numbers are finite
 };
 Promise promise_of(const Layout& layout);
 

@@ -21,6 +21,14 @@ std::map<std::string, std::vector<std::byte>> copies(const parallel::StateDict& 
   return all;
 }
 
+// Nothing crosses between hosts where there is only one, so ranks are taken to be on two.
+std::unique_ptr<moe::Dispatcher> make_over_two_hosts(const moe::DispatchConfig& config, const comm::Group& ep) {
+  const int half = ep.size() / 2;
+  std::vector<int> hosts(ep.size(), 0);
+  std::fill(hosts.begin() + half, hosts.end(), half);
+  return moe::Dispatcher::make_on(hosts, config, ep);
+}
+
 }  // namespace
 
 std::string key_of(const parallel::StateEntry& entry) { return entry.name + " " + entry.role; }
@@ -44,6 +52,7 @@ RankRun::RankRun(const comm::Group& world, const RankSetup& setup)
 model::TransformerConfig RankRun::model_config(const RankSetup& setup) const {
   auto config = train::transformer_config(config_);
   config.choices = setup.choices;
+  if (config.moe.dispatch.payload != moe::DispatchPayload::kSame) config.make_dispatcher = make_over_two_hosts;
   damage_.enter(config);
   return config;
 }

@@ -16,7 +16,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kColumns =
-    "  {:<28} {:<9} {:<12} {:<11} {:>7} {:>7} {:>8} {:>6} {:>5} {:>7} {:>7} {:>5}  {:<8} {}\n";
+    "  {:<28} {:<9} {:<17} {:<11} {:>7} {:>7} {:>8} {:>6} {:>5} {:>7} {:>7} {:>5}  {:<8} {}\n";
 
 std::string cell(const Row& row, Quantity quantity) {
   const Measure* measure = row.find(quantity);
@@ -27,11 +27,16 @@ std::string cell(const Row& row, Quantity quantity) {
   return measure->difference >= kNotFinite ? "nan" : fmt::format("{:.1e}", measure->difference);
 }
 
-std::string dispatch_of(const Layout& layout) {
-  return layout.dispatch == moe::DispatchType::kAuto ? "-" : std::string(config::enum_name(layout.dispatch));
+bool measured(const Row& row) { return row.promise == Promise::kMeasured; }
+
+const char* verdict_of(const Row& row) {
+  if (!row.judged) return "flipped";
+  return row.first ? "BROKEN" : measured(row) ? "measured" : "holds";
 }
 
-const char* verdict_of(const Row& row) { return !row.judged ? "flipped" : row.first ? "BROKEN" : "holds"; }
+const char* text_of(Promise promise) {
+  return promise == Promise::kBitwise ? "bitwise" : promise == Promise::kClose ? "<= 1e-5" : "none";
+}
 
 // What is left out for one reason shares a line.
 std::string skipped_lines(const std::vector<Skipped>& skipped) {
@@ -57,20 +62,22 @@ Json to_json(const Measure& measure) {
 }
 
 Json to_json(const Row& row) {
-  Json json{{"dp", row.layout.dp},
-            {"tp", row.layout.tp},
-            {"sequence_parallel", row.layout.sequence_parallel},
-            {"ep", row.layout.ep},
-            {"etp", row.layout.etp},
-            {"zero", row.layout.zero},
-            {"reduction", config::enum_name(row.layout.reduction)},
-            {"dispatch", dispatch_of(row.layout)},
-            {"executor", config::enum_name(row.layout.executor)},
-            {"promise", row.promise == Promise::kBitwise ? "bitwise" : "close"},
-            {"verdict", !row.judged ? "flipped"
-                        : row.first ? "broken"
-                                    : "holds"},
-            {"first", row.first ? to_json(*row.first) : Json()}};
+  Json json{
+      {"dp", row.layout.dp},
+      {"tp", row.layout.tp},
+      {"sequence_parallel", row.layout.sequence_parallel},
+      {"ep", row.layout.ep},
+      {"etp", row.layout.etp},
+      {"zero", row.layout.zero},
+      {"reduction", config::enum_name(row.layout.reduction)},
+      {"dispatch", row.layout.dispatch == moe::DispatchType::kAuto ? "-" : config::enum_name(row.layout.dispatch)},
+      {"payload", config::enum_name(row.layout.payload)},
+      {"executor", config::enum_name(row.layout.executor)},
+      {"promise", row.promise == Promise::kBitwise ? "bitwise"
+                  : measured(row)                  ? "none"
+                                                   : "close"},
+      {"verdict", row.judged && row.first ? "broken" : verdict_of(row)},
+      {"first", row.first ? to_json(*row.first) : Json()}};
   for (const auto& measure : row.largest) json["largest"][name_of(measure.quantity)] = to_json(measure);
   return json;
 }
@@ -95,11 +102,11 @@ std::string heading(const train::RunConfig& config, const LayoutPlan& plan, cons
 
 std::string row_text(const Row& row) {
   std::string text =
-      fmt::format(kColumns, short_name_of(row.layout), config::enum_name(row.layout.reduction), dispatch_of(row.layout),
-                  config::enum_name(row.layout.executor), cell(row, Quantity::kLoss), cell(row, Quantity::kNorm),
-                  cell(row, Quantity::kGradient), cell(row, Quantity::kCounts), cell(row, Quantity::kDrops),
-                  cell(row, Quantity::kBias), cell(row, Quantity::kWeights), cell(row, Quantity::kFlips),
-                  row.promise == Promise::kBitwise ? "bitwise" : "<= 1e-5", verdict_of(row));
+      fmt::format(kColumns, short_name_of(row.layout), config::enum_name(row.layout.reduction),
+                  dispatch_name_of(row.layout), config::enum_name(row.layout.executor), cell(row, Quantity::kLoss),
+                  cell(row, Quantity::kNorm), cell(row, Quantity::kGradient), cell(row, Quantity::kCounts),
+                  cell(row, Quantity::kDrops), cell(row, Quantity::kBias), cell(row, Quantity::kWeights),
+                  cell(row, Quantity::kFlips), text_of(row.promise), verdict_of(row));
   if (row.first) text += fmt::format("    first: {}\n", describe(*row.first));
   return text;
 }
@@ -111,16 +118,22 @@ bool all_hold(const std::vector<Row>& rows) {
 std::string closing(const std::vector<Row>& rows, const VerifyOptions& options) {
   const auto broken = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.first.has_value(); });
   const auto unjudged = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return !row.judged; });
+  const auto only_measured =
+      std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.judged && !row.first && measured(row); });
+  const auto judged = std::ssize(rows) - unjudged - only_measured;
   std::string text = "\n";
   if (unjudged > 0)
     text += fmt::format("{} of {} layouts cannot be judged: top-k decisions flipped; leave --no-replay out\n", unjudged,
                         rows.size());
   if (broken == 0) {
-    text += fmt::format("all {} promises hold\n", static_cast<int64_t>(rows.size()) - unjudged);
+    text += fmt::format("all {} promises hold\n", judged);
   } else {
-    text += fmt::format("{} of {} promises are BROKEN{}\n", broken, static_cast<int64_t>(rows.size()) - unjudged,
+    text += fmt::format("{} of {} promises are BROKEN{}\n", broken, judged,
                         options.fault == Fault::kNone ? "" : ", as the planted fault should");
   }
+  if (only_measured > 0)
+    text += fmt::format("{} layouts with payload bf16 are measured, not judged: nothing is promised of them\n",
+                        only_measured);
   if (options.fault != Fault::kNone && broken == 0)
     text += "the planted fault was NOT found; it may need more --steps to show\n";
   return text;

@@ -72,7 +72,7 @@ Row make_row(const Comparison& c, const std::vector<Measure>& measures) {
 Row compare_on(const comm::Group& world, const Comparison& c) {
   at::set_num_threads(c.options.threads);
   const Promise promise = promise_of(c.layout);
-  const bool close = promise == Promise::kClose;
+  const bool close = promise != Promise::kBitwise;
   moe::ChoiceReplay replay(c.reference.choices, close && c.options.replay);
   RankRun run(world, {.config = with_layout(c.config, c.layout),
                       .choices = &replay,
