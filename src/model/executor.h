@@ -13,12 +13,22 @@
 
 namespace conclave::model {
 
+// Told about the parameters of stages, in the order of the executor's operations, which is the same on every rank.
+// Either may be empty.
+struct WeightHooks {
+  // The stage is about to run forward.
+  std::function<void(size_t stage)> before_forward;
+  // The stage has added its gradients of one micro-batch.
+  std::function<void(size_t stage)> written;
+};
+
 struct MicroBatches {
   int64_t count = 0;
   // A frame for micro-batch i; asked for in order. Without gradients it is an evaluation.
   std::function<nn::Frame(int64_t i)> begin;
   // Micro-batch i has run; told in order.
   std::function<void(int64_t i, nn::Frame& frame)> end;
+  WeightHooks hooks = {};
 };
 
 class Executor {

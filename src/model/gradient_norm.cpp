@@ -42,27 +42,39 @@ std::vector<int64_t> norm_slice_starts(const nn::Parameters& parameters, bool ex
   return starts;
 }
 
-GradientNorm::Pieces GradientNorm::pieces_of(const nn::Parameters& parameters, const parallel::Shards& shards,
-                                             const comm::Group& parts, bool expert) {
-  Pieces pieces{{}, shards, {}, parts};
-  for_tensors(parameters, expert, [&](const nn::LogicalTensor& tensor, int64_t begin, int64_t count) {
-    pieces.all.push_back({tensor.name, begin, count, !tensor.whole()});
-  });
-  const std::vector<int64_t>& cuts = shards.cuts();
-  for (size_t r = 0; r + 1 < cuts.size(); ++r) {
-    int64_t& slices = pieces.slices_of_rank.emplace_back(0);
-    for (const Piece& piece : pieces.all) {
-      const Piece part = clipped(piece, cuts[r], cuts[r + 1]);
-      check(part.count == 0 || (part.begin - piece.begin) % kernels::kNormSlice == 0, "a slice has one owner");
-      slices += slices_in(part.count);
-    }
+template <typename Body>
+void GradientNorm::for_parts(const std::vector<Piece>& pieces, int64_t begin, int64_t end, const Body& body) {
+  const auto first = std::partition_point(pieces.begin(), pieces.end(),
+                                          [&](const Piece& piece) { return piece.begin + piece.count <= begin; });
+  for (auto piece = first; piece != pieces.end() && piece->begin < end; ++piece) {
+    const int64_t from = std::max(piece->begin, begin), to = std::min(piece->begin + piece->count, end);
+    if (from < to) body(static_cast<size_t>(piece - pieces.begin()), from, to - from);
   }
-  return pieces;
 }
 
-GradientNorm::Piece GradientNorm::clipped(const Piece& piece, int64_t begin, int64_t end) {
-  const int64_t first = std::max(piece.begin, begin), last = std::min(piece.begin + piece.count, end);
-  return {piece.name, first, std::max<int64_t>(0, last - first), piece.spread};
+GradientNorm::Pieces GradientNorm::pieces_of(const nn::Parameters& parameters, const parallel::Shards& shards,
+                                             const comm::Group& parts, bool expert) {
+  Pieces pieces{{}, shards, {}, {}, parts};
+  std::vector<int64_t> first_slice;  // of each piece
+  int64_t all = 0;
+  for_tensors(parameters, expert, [&](const nn::LogicalTensor& tensor, int64_t begin, int64_t count) {
+    pieces.all.push_back({tensor.name, begin, count, !tensor.whole()});
+    first_slice.push_back(all);
+    all += slices_in(count);
+  });
+  for (int r = 0; r < shards.group().size(); ++r) {
+    const size_t before = pieces.places.size();
+    for (const auto& range : shards.ranges_of(r))
+      for_parts(pieces.all, range.begin, range.end(), [&](size_t number, int64_t begin, int64_t count) {
+        const int64_t inside = begin - pieces.all[number].begin;
+        check(inside % kernels::kNormSlice == 0, "a slice has one owner");
+        for (int64_t i = 0; i < slices_in(count); ++i)
+          pieces.places.push_back(first_slice[number] + inside / kernels::kNormSlice + i);
+      });
+    pieces.slices_of_rank.push_back(std::ssize(pieces.places) - static_cast<int64_t>(before));
+  }
+  check(std::ssize(pieces.places) == all, "every slice has one owner");
+  return pieces;
 }
 
 GradientNorm::GradientNorm(const nn::Parameters& parameters, const Ownership& ownership, const parallel::Mesh& mesh)
@@ -83,18 +95,16 @@ GradientNorm::GradientNorm(const nn::Parameters& parameters, const Ownership& ow
 }
 
 std::vector<double> GradientNorm::sums_of_squares(const Pieces& pieces, const Tensor& own) {
-  const auto& shards = pieces.shards;
   std::vector<double> mine;
-  for (const Piece& piece : pieces.all) {
-    const Piece part = clipped(piece, shards.begin(), shards.end());
-    if (part.count == 0) continue;
-    const auto sums = kernels::slice_sums_of_squares(own.narrow(0, part.begin - shards.begin(), part.count));
-    mine.insert(mine.end(), sums.begin(), sums.end());
-  }
-  const auto& counts = pieces.slices_of_rank;
-  std::vector<double> slices(std::accumulate(counts.begin(), counts.end(), int64_t{0}));
-  shards.group().all_gather_v(std::span<const double>(mine), std::span<double>(slices),
-                              std::span<const int64_t>(counts));
+  for (const auto& range : pieces.shards.own())
+    for_parts(pieces.all, range.begin, range.end(), [&](size_t, int64_t begin, int64_t count) {
+      const auto sums = kernels::slice_sums_of_squares(own.narrow(0, range.at + begin - range.begin, count));
+      mine.insert(mine.end(), sums.begin(), sums.end());
+    });
+  std::vector<double> gathered(pieces.places.size()), slices(gathered.size());
+  pieces.shards.group().all_gather_v(std::span<const double>(mine), std::span<double>(gathered),
+                                     std::span<const int64_t>(pieces.slices_of_rank));
+  for (size_t i = 0; i < gathered.size(); ++i) slices[pieces.places[i]] = gathered[i];
   std::vector<double> sums;
   const double* next = slices.data();
   for (const Piece& piece : pieces.all) {
@@ -130,25 +140,25 @@ double GradientNorm::operator()(const Tensor& dense, const Tensor& expert) const
 
 std::optional<std::string> GradientNorm::search(const Pieces& pieces, const Tensor& range, int64_t begin) {
   if (kernels::first_non_finite(range) < 0) return std::nullopt;
-  for (const Piece& piece : pieces.all) {
-    const Piece part = clipped(piece, begin, begin + range.numel());
-    if (part.count > 0 && kernels::first_non_finite(range.narrow(0, part.begin - begin, part.count)) >= 0)
-      return piece.name;
-  }
-  return std::nullopt;
+  std::optional<std::string> found;
+  for_parts(pieces.all, begin, begin + range.numel(), [&](size_t number, int64_t from, int64_t count) {
+    if (!found && kernels::first_non_finite(range.narrow(0, from - begin, count)) >= 0) found = pieces.all[number].name;
+  });
+  return found;
 }
 
-std::optional<std::string> GradientNorm::non_finite_dense(const Tensor& dense) const {
-  return search(dense_, dense, 0);
-}
-
-std::optional<std::string> GradientNorm::non_finite_expert(const Tensor& expert) const {
-  return search(expert_, expert, 0);
+std::optional<std::string> GradientNorm::non_finite(bool expert, const Tensor& part, int64_t begin) const {
+  return search(expert ? expert_ : dense_, part, begin);
 }
 
 std::optional<std::string> GradientNorm::non_finite_owned(const Tensor& dense, const Tensor& expert) const {
-  const auto found = search(dense_, dense, dense_.shards.begin());
-  return found ? found : search(expert_, expert, expert_.shards.begin());
+  for (const auto& [pieces, own] : {std::pair(&dense_, &dense), std::pair(&expert_, &expert)}) {
+    for (const auto& range : pieces->shards.own()) {
+      const auto found = search(*pieces, own->narrow(0, range.at, range.count), range.begin);
+      if (found) return found;
+    }
+  }
+  return std::nullopt;
 }
 
 }  // namespace conclave::model

@@ -31,10 +31,9 @@ class GradientNorm {
   // Square root of the sum of squares. `dense` and `expert` are the gradients of the elements that this rank owns.
   // Collective over the owners, tp, ep and etp; equal on all ranks.
   double operator()(const Tensor& dense, const Tensor& expert) const;
-  // Name of the first dense tensor, or expert's tensor of this rank, that holds a NaN or an infinity, in a buffer laid
-  // out like the parameters.
-  std::optional<std::string> non_finite_dense(const Tensor& dense) const;
-  std::optional<std::string> non_finite_expert(const Tensor& expert) const;
+  // Name of the first dense tensor, or expert's tensor of this rank, that holds a NaN or an infinity. `part` are the
+  // elements from `begin` on of a buffer laid out like the parameters.
+  std::optional<std::string> non_finite(bool expert, const Tensor& part, int64_t begin) const;
   // The first of all in the gradients of the elements that this rank owns.
   std::optional<std::string> non_finite_owned(const Tensor& dense, const Tensor& expert) const;
 
@@ -48,13 +47,15 @@ class GradientNorm {
   struct Pieces {
     std::vector<Piece> all;
     parallel::Shards shards;
-    std::vector<int64_t> slices_of_rank;
-    comm::Group parts;  // the ranks that hold the parts of what is spread
+    std::vector<int64_t> slices_of_rank;  // how many each owner has
+    std::vector<size_t> places;           // of the owners' slices, rank by rank, among those of all pieces in order
+    comm::Group parts;                    // the ranks that hold the parts of what is spread
   };
   static Pieces pieces_of(const nn::Parameters& parameters, const parallel::Shards& shards, const comm::Group& parts,
                           bool expert);
-  // The part of `piece` that lies in [begin, end).
-  static Piece clipped(const Piece& piece, int64_t begin, int64_t end);
+  // Calls body(piece's number, begin, count of elements) for what [begin, end) has of each piece, in order.
+  template <typename Body>
+  static void for_parts(const std::vector<Piece>& pieces, int64_t begin, int64_t end, const Body& body);
   // `range` are the elements of the flat buffer from `begin` on.
   static std::optional<std::string> search(const Pieces& pieces, const Tensor& range, int64_t begin);
   // By piece, whoever owns it and however it is spread. Collective over the owners and the holders of parts.

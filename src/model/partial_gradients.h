@@ -13,12 +13,12 @@ namespace conclave::model {
 class PartialGradients {
  public:
   PartialGradients(const nn::Parameters& parameters, const parallel::Mesh& mesh);
-  // In place, in a buffer laid out like the dense parameters. Collective over tp.
-  void sum(Tensor& dense) const;
+  // In place, in the elements [begin, end) of a buffer laid out like the dense parameters. Collective over tp.
+  void sum(Tensor& dense, int64_t begin, int64_t end) const;
 
  private:
   struct Range {
-    int64_t begin, count;
+    int64_t begin, end;
   };
   std::vector<Range> ranges_;
   comm::Group tp_;

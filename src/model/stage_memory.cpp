@@ -10,12 +10,6 @@ namespace {
 
 using Stages = std::vector<std::unique_ptr<nn::Stage>>;
 
-// "layers.3" of "layers.3.attention"; empty outside the blocks.
-std::string block_of(const nn::Stage& stage) {
-  const auto& name = stage.name();
-  return name.starts_with("layers.") ? name.substr(0, name.find('.', sizeof "layers." - 1)) : "";
-}
-
 bool reads(const nn::Stage& stage, nn::Slot slot) {
   const auto inputs = stage.inputs();
   return std::find(inputs.begin(), inputs.end(), slot) != inputs.end();
@@ -58,6 +52,11 @@ void plan_evaluation(const Stages& stages, const std::vector<nn::Slot>& kept, st
 }
 
 }  // namespace
+
+std::string block_of(const nn::Stage& stage) {
+  const auto& name = stage.name();
+  return name.starts_with("layers.") ? name.substr(0, name.find('.', sizeof "layers." - 1)) : "";
+}
 
 std::vector<StageMemory> plan_memory(const Stages& stages, Recompute recompute, const std::vector<nn::Slot>& kept) {
   std::vector<bool> again(stages.size());

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "model/memory_config.h"
@@ -18,6 +19,9 @@ struct StageMemory {
   std::vector<size_t> dropped;   // stages whose results are freed after this stage's forward: those of its whole block
   std::vector<size_t> again;     // stages to run again, in this order, before this stage's backward
 };
+
+// "layers.3" of "layers.3.attention"; empty outside the blocks.
+std::string block_of(const nn::Stage& stage);
 
 // One entry for each stage. Blocks are the stages named "layers.N.": what a stage outside reads is never dropped. What
 // lies in `kept` is asked for when an evaluation has run.

@@ -28,8 +28,9 @@ nn::ExchangeStage& exchange(nn::Stage& stage) { return static_cast<nn::ExchangeS
 
 }  // namespace
 
-Walk::Walk(const Transformer& model, const Schedule& schedule, nn::Frame& frame, Timeline* timeline)
-    : model_(model), frame_(frame), timeline_(timeline), operations_(schedule.forward) {
+Walk::Walk(const Transformer& model, const Schedule& schedule, nn::Frame& frame, Timeline* timeline,
+           const WeightHooks* hooks)
+    : model_(model), frame_(frame), timeline_(timeline), hooks_(hooks), operations_(schedule.forward) {
   if (frame.training()) operations_.insert(operations_.end(), schedule.backward.begin(), schedule.backward.end());
 }
 
@@ -44,10 +45,19 @@ void Walk::run(const Operation& operation) {
   if (operation.verb == Verb::kFree) {
     return free_after_forward(model_.stages(), model_.stage_memory()[operation.stage], operation.stage, frame_);
   }
-  const auto& name = model_.stages()[operation.stage]->name();
-  record(operation);
-  const Span span(timeline_, name, phase_of(operation.verb), frame_.batch().index);
-  call(operation);
+  if (operation.verb == Verb::kForward || operation.verb == Verb::kStartForward)
+    tell(&WeightHooks::before_forward, operation.stage);
+  {
+    const auto& name = model_.stages()[operation.stage]->name();
+    record(operation);
+    const Span span(timeline_, name, phase_of(operation.verb), frame_.batch().index);
+    call(operation);
+  }
+  if (operation.verb == Verb::kWeights) tell(&WeightHooks::written, operation.stage);
+}
+
+void Walk::tell(const std::function<void(size_t stage)> WeightHooks::*hook, size_t stage) const {
+  if (hooks_ != nullptr && hooks_->*hook) (hooks_->*hook)(stage);
 }
 
 // The window of an exchange, from its start to the moment it is waited for.

@@ -6,15 +6,16 @@
 #include <map>
 
 #include "core/timeline.h"
+#include "model/executor.h"
 #include "model/schedule.h"
-#include "model/transformer.h"
 
 namespace conclave::model {
 
 class Walk {
  public:
-  // All outlive the walk; `timeline` may be null. Backward follows forward where the frame has gradients.
-  Walk(const Transformer& model, const Schedule& schedule, nn::Frame& frame, Timeline* timeline);
+  // All outlive the walk; `timeline` and `hooks` may be null. Backward follows forward where the frame has gradients.
+  Walk(const Transformer& model, const Schedule& schedule, nn::Frame& frame, Timeline* timeline,
+       const WeightHooks* hooks = nullptr);
   bool done() const { return next_ == operations_.size(); }
   // Waits for the exchange where the last call ended, and goes on to where the next one would be waited for, or to the
   // end.
@@ -25,10 +26,12 @@ class Walk {
   void call(const Operation& operation);
   void compute_aside(size_t stage);
   void record(const Operation& operation);
+  void tell(const std::function<void(size_t stage)> WeightHooks::*hook, size_t stage) const;
 
   const Transformer& model_;
   nn::Frame& frame_;
   Timeline* timeline_;
+  const WeightHooks* hooks_;
   std::vector<Operation> operations_;
   size_t next_ = 0;
   std::map<size_t, std::vector<Tensor>> aside_;  // gradients of each input that are not added yet

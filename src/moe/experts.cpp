@@ -13,6 +13,15 @@ namespace conclave::moe {
 Experts::Experts(const nn::Parameters& parameters, std::vector<ExpertWeights> local_experts)
     : parameters_(parameters), experts_(std::move(local_experts)) {}
 
+std::vector<nn::ParameterId> Experts::parameters() const {
+  std::vector<nn::ParameterId> ids;
+  for (const auto& expert : experts_) {
+    ids.push_back(expert.gate_up_2FD);
+    ids.push_back(expert.down_DF);
+  }
+  return ids;
+}
+
 void Experts::product(const Segments& segments, const Tensor& x, nn::ParameterId ExpertWeights::*member,
                       bool transposed, Tensor& y) const {
   for (const auto& segment : segments.all) {

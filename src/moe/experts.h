@@ -38,6 +38,7 @@ class Experts {
   Tensor backward_input(const Segments& segments, const Rows& in, const Tensor& dout_RD, Saved& saved,
                         Tensor& din_RD) const;
   void backward_weight(const Segments& segments, const Rows& in, const Saved& saved, nn::Gradients& gradients) const;
+  std::vector<nn::ParameterId> parameters() const;
 
  private:
   // y[segment] = x[segment] · Wᵀ, or · W, with W the segment's expert's `member`.

@@ -42,6 +42,7 @@ class RouteStage : public nn::Stage {
 
   std::vector<nn::Slot> inputs() const override { return {slots_.input}; }
   std::vector<nn::Slot> outputs() const override { return {slots_.weights, slots_.decision}; }
+  std::vector<nn::ParameterId> parameters() const override { return scorer_.parameters(); }
   void forward(nn::Frame& frame) override;
   void backward_input(nn::Frame& frame) override;
   void backward_weight(nn::Frame& frame) override;

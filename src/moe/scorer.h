@@ -20,6 +20,7 @@ class Scorer {
   Scorer(const nn::Parameters& parameters, std::vector<nn::ParameterId> blocks, double jitter)
       : parameters_(parameters), blocks_(std::move(blocks)), jitter_(jitter) {}
 
+  const std::vector<nn::ParameterId>& parameters() const { return blocks_; }
   // [T, S]; undefined without blocks.
   Tensor forward(const ScorerInput& in) const;
   // dx from dscores.

@@ -33,6 +33,14 @@ Attention::Attention(StageSite site, const Parameters& parameters, const Attenti
                      AttentionWeights weights, Wire wire)
     : Stage(std::move(site)), parameters_(parameters), config_(config), weights_(std::move(weights)), wire_(wire) {}
 
+std::vector<ParameterId> Attention::parameters() const {
+  std::vector<ParameterId> ids{weights_.qkv, weights_.output};
+  if (weights_.qkv_bias) ids.push_back(*weights_.qkv_bias);
+  for (const auto& norm : {weights_.q_norm, weights_.k_norm})
+    if (norm) ids.push_back(norm->weight());
+  return ids;
+}
+
 Tensor Attention::normed(const Tensor& x_TNH, const std::optional<Norm>& norm, Norm::Saved& saved) const {
   if (!norm) return x_TNH;
   const Tensor rows = config_.norm_full ? x_TNH.view({x_TNH.size(0), -1}) : x_TNH.view({-1, x_TNH.size(2)});

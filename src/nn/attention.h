@@ -32,6 +32,7 @@ class Attention : public Stage {
             Wire wire);
   std::vector<Slot> inputs() const override { return {wire_.input}; }
   std::vector<Slot> outputs() const override { return {wire_.output}; }
+  std::vector<ParameterId> parameters() const override;
   Redo redo() const override { return Redo::kFull; }
   void forward(Frame& frame) override;
   void backward_input(Frame& frame) override;

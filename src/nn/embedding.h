@@ -12,6 +12,7 @@ class Embedding : public Stage {
   Embedding(StageSite site, const Parameters& parameters, ParameterId weight_VD, Slot output);
   std::vector<Slot> inputs() const override { return {}; }
   std::vector<Slot> outputs() const override { return {output_}; }
+  std::vector<ParameterId> parameters() const override { return {weight_}; }
   void forward(Frame& frame) override;
   void backward_input(Frame&) override {}
   void backward_weight(Frame& frame) override;

@@ -15,6 +15,12 @@ namespace conclave::nn {
 FeedForward::FeedForward(StageSite site, const Parameters& parameters, FeedForwardWeights weights, Wire wire)
     : Stage(std::move(site)), parameters_(parameters), weights_(weights), wire_(wire) {}
 
+std::vector<ParameterId> FeedForward::parameters() const {
+  std::vector<ParameterId> ids{weights_.gate_up_2FD, weights_.down_DF};
+  if (weights_.output_gate_1D) ids.push_back(*weights_.output_gate_1D);
+  return ids;
+}
+
 FeedForward::Saved& FeedForward::pre_activations(Frame& frame) const {
   const Tensor& x = frame.value(wire_.input);
   auto& saved = frame.saved<Saved>(index());

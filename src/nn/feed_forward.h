@@ -21,6 +21,7 @@ class FeedForward : public Stage {
   FeedForward(StageSite site, const Parameters& parameters, FeedForwardWeights weights, Wire wire);
   std::vector<Slot> inputs() const override { return {wire_.input}; }
   std::vector<Slot> outputs() const override { return {wire_.output}; }
+  std::vector<ParameterId> parameters() const override;
   Redo redo() const override { return Redo::kFull; }
   void forward(Frame& frame) override;
   void forward_again(Frame& frame) override;  // all but the output, which no backward reads

@@ -20,6 +20,7 @@ class Loss : public Stage {
   Loss(StageSite site, const Parameters& parameters, ParameterId head_VD, Slot input, const comm::Group& tp = {});
   std::vector<Slot> inputs() const override { return {input_}; }
   std::vector<Slot> outputs() const override { return {}; }
+  std::vector<ParameterId> parameters() const override { return {head_}; }
   // Sets frame.loss_sum.
   void forward(Frame& frame) override;
   void backward_input(Frame& frame) override;

@@ -20,6 +20,7 @@ class Norm {
   Tensor forward(const Tensor& x, Saved& saved) const;
   Tensor backward_input(const Tensor& dy, const Saved& saved) const;
   void backward_weight(const Tensor& dy, const Saved& saved, Gradients& gradients) const;
+  ParameterId weight() const { return weight_; }
 
  private:
   // Mean of a · b over whole rows, [rows, 1].
@@ -36,6 +37,7 @@ class NormStage : public Stage {
   NormStage(StageSite site, Norm norm, Slot input, Slot output);
   std::vector<Slot> inputs() const override { return {input_}; }
   std::vector<Slot> outputs() const override { return {output_}; }
+  std::vector<ParameterId> parameters() const override { return {norm_.weight()}; }
   Redo redo() const override { return Redo::kSelective; }
   void forward(Frame& frame) override;
   void backward_input(Frame& frame) override;

@@ -38,6 +38,8 @@ class Stage {
 
   virtual std::vector<Slot> inputs() const = 0;
   virtual std::vector<Slot> outputs() const = 0;
+  // Whose values the stage reads and whose gradients it writes.
+  virtual std::vector<ParameterId> parameters() const { return {}; }
   // Whether backward reads the values of the inputs; if no reader does, they are freed after their last forward.
   virtual bool backward_reads_inputs() const { return true; }
   virtual Redo redo() const { return Redo::kNever; }

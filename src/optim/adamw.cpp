@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "optim/adamw.h"
 
-#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/zeros.h>
 
 #include "kernels/optimizer.h"
 
 namespace conclave::optim {
 
-AdamW::AdamW(const OptimConfig& config, const Tensor& parameters, const std::vector<Range>& ranges)
-    : config_(config), m_(at::zeros_like(parameters)), v_(at::zeros_like(parameters)) {
+AdamW::AdamW(const OptimConfig& config, const Tensor& parameters, int64_t owned, const std::vector<Range>& ranges)
+    : config_(config), m_(at::zeros({owned}, parameters.options())), v_(at::zeros({owned}, parameters.options())) {
+  const auto goes_on = [](const Range& range, const Range& next) {
+    return range.begin + range.count == next.begin && range.at + range.count == next.at && range.decay == next.decay;
+  };
   for (const auto& range : ranges) {
-    if (!ranges_.empty() && ranges_.back().begin + ranges_.back().count == range.begin &&
-        ranges_.back().decay == range.decay) {
+    if (!ranges_.empty() && goes_on(ranges_.back(), range)) {
       ranges_.back().count += range.count;
     } else {
       ranges_.push_back(range);
@@ -21,8 +23,8 @@ AdamW::AdamW(const OptimConfig& config, const Tensor& parameters, const std::vec
 
 void AdamW::step(Tensor& parameters, const Tensor& gradients, const StepSize& size) {
   for (const auto& range : ranges_) {
-    const auto part = [&](const Tensor& flat) { return flat.narrow(0, range.begin, range.count); };
-    Tensor p = part(parameters), m = part(m_), v = part(v_);
+    const auto part = [&](const Tensor& owned) { return owned.narrow(0, range.at, range.count); };
+    Tensor p = parameters.narrow(0, range.begin, range.count), m = part(m_), v = part(v_);
     const kernels::AdamWStep step{.lr = size.lr,
                                   .beta1 = config_.betas[0],
                                   .beta2 = config_.betas[1],

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdamW (Loshchilov and Hutter 2019) over one flat buffer of parameters, or a shard of one: moments of the same layout,
-// one pass over ranges. It knows neither names nor ranks.
+// AdamW (Loshchilov and Hutter 2019) over ranges of one flat buffer of parameters: those that a rank owns, whose
+// gradients and moments lie one after another. It knows neither names nor ranks.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@
 
 namespace conclave::optim {
 
-// Elements with the same treatment.
+// Elements with the same treatment: where they are in the parameters, and in gradients and moments.
 struct Range {
-  int64_t begin = 0, count = 0;
+  int64_t begin = 0, at = 0, count = 0;
   bool decay = true;
 };
 
@@ -25,8 +25,9 @@ struct StepSize {
 
 class AdamW {
  public:
-  // `ranges` of `parameters` cover what is trained; neighbours with the same treatment are merged.
-  AdamW(const OptimConfig& config, const Tensor& parameters, const std::vector<Range>& ranges);
+  // `ranges` of `parameters` cover what is trained here, `owned` elements with what lies between; neighbours with the
+  // same treatment are merged.
+  AdamW(const OptimConfig& config, const Tensor& parameters, int64_t owned, const std::vector<Range>& ranges);
   void step(Tensor& parameters, const Tensor& gradients, const StepSize& size);
   Tensor& first_moment() { return m_; }
   Tensor& second_moment() { return v_; }

@@ -2,7 +2,6 @@
 #include "parallel/gradient_reducer.h"
 
 #include <algorithm>
-#include <optional>
 #include <vector>
 
 #include "core/error.h"
@@ -26,6 +25,7 @@ class StepCounter {
     check_open();
     --left_;
   }
+  int64_t left() const { return left_; }
   void finish() const { check(left_ == 0, "a step is finished after its last micro-batch"); }
 
  private:
@@ -36,20 +36,38 @@ class StepCounter {
 LeafOrder shares_first(const GradientLayout& layout) {
   if (layout.tp == 1) return {};
   LeafOrder order;
-  const int64_t leaves = layout.edp.size() * layout.sources;
+  const int64_t leaves = layout.expert.group().size() * layout.sources;
   for (int64_t share = 0; share < layout.tp; ++share)
     for (int64_t leaf = share; leaf < leaves; leaf += layout.tp) order.push_back(leaf);
   return order;
 }
 
 template <typename T>
+typename TreeReduce<T>::Plan dense_plan(const GradientLayout& layout) {
+  return {
+      .parts = layout.dense, .everywhere = !layout.sharded, .timeline = layout.timeline, .names = layout.dense_names};
+}
+
+template <typename T>
+typename TreeReduce<T>::Plan expert_plan(const GradientLayout& layout, int64_t subtrees, LeafOrder order) {
+  return {.parts = layout.expert,
+          .everywhere = !layout.sharded,
+          .subtrees = static_cast<int>(subtrees),
+          .order = std::move(order),
+          .timeline = layout.timeline,
+          .names = layout.expert_names};
+}
+
+template <typename T>
 class CanonicalReducer : public GradientReducer<T> {
  public:
   explicit CanonicalReducer(const GradientLayout& layout)
-      : dp_(layout.dp.size()),
+      : dp_(layout.dense.group().size()),
+        dense_parts_(layout.dense),
+        expert_parts_(layout.expert),
         dense_(layout.dense.elements()),
-        dense_sum_(layout.dp, layout.dense, 1),
-        expert_sum_(layout.edp, layout.expert, static_cast<int>(layout.sources), shares_first(layout)) {
+        dense_sum_(dense_plan<T>(layout)),
+        expert_sum_(expert_plan<T>(layout, layout.sources, shares_first(layout))) {
     for (int64_t source = 0; source < layout.sources; ++source) experts_.emplace_back(layout.expert.elements());
   }
 
@@ -78,19 +96,35 @@ class CanonicalReducer : public GradientReducer<T> {
     dense_.push();
     for (TreeAccumulator<T>& expert : experts_) expert.push();
   }
+  void complete(bool expert, size_t bucket) override {
+    if (expert) {
+      const int64_t begin = expert_parts_.buckets().at(bucket).front();
+      std::vector<std::span<T>> subtrees;
+      for (TreeAccumulator<T>& source : experts_) subtrees.push_back(all_begun(source).sum_from(begin));
+      return expert_sum_.start(bucket, subtrees);
+    }
+    const std::span<T> subtree = all_begun(dense_).sum_from(dense_parts_.buckets().at(bucket).front());
+    dense_sum_.start(bucket, std::span<const std::span<T>>(&subtree, 1));
+  }
   void finish() override {
     counter_.finish();
     const std::span<T> subtree = dense_.finish();
-    dense_result_ = dense_sum_.run(std::span<const std::span<T>>(&subtree, 1));
+    dense_result_ = dense_sum_.finish(std::span<const std::span<T>>(&subtree, 1));
     std::vector<std::span<T>> subtrees;
     for (TreeAccumulator<T>& expert : experts_) subtrees.push_back(expert.finish());
-    expert_result_ = expert_sum_.run(subtrees);
+    expert_result_ = expert_sum_.finish(subtrees);
   }
   std::span<T> dense() override { return dense_result_; }
   std::span<T> expert() override { return expert_result_; }
 
  private:
+  TreeAccumulator<T>& all_begun(TreeAccumulator<T>& tree) const {
+    check(tree.under_way() == counter_.left(), "a bucket is complete after all micro-batches have begun");
+    return tree;
+  }
+
   int64_t dp_;
+  Shards dense_parts_, expert_parts_;
   StepCounter counter_;
   TreeAccumulator<T> dense_;
   std::vector<TreeAccumulator<T>> experts_;  // by source
@@ -100,79 +134,63 @@ class CanonicalReducer : public GradientReducer<T> {
   std::span<T> expert_result_;
 };
 
-// One buffer, added to by all micro-batches, and its sum over the ranks that hold copies.
-template <typename T>
-class FastSum {
- public:
-  // `tp` ranks hold the same weights in groups of their own, at other places of buffers of other sizes where the
-  // vocabulary is uneven: the transport's order, which depends on the place, would let them drift apart.
-  FastSum(const comm::Group& group, const Shards& owned, int64_t tp)
-      : group_(group), owned_(owned), buffer_(owned.elements()) {
-    if (owned.group().size() > 1 || tp > 1) sum_.emplace(group, owned, 1);
-  }
-  std::span<T> buffer() const { return buffer_.span(); }
-  std::span<T> own() const { return owned_.own(buffer()); }
-  void run() {
-    const std::span<T> all = buffer();
-    if (sum_) {
-      sum_->run(std::span<const std::span<T>>(&all, 1));
-    } else {
-      group_.all_reduce(all);
-    }
-  }
-
- private:
-  comm::Group group_;
-  Shards owned_;
-  AlignedBuffer<T> buffer_;
-  std::optional<TreeReduce<T>> sum_;  // where ranks own shards or tp asks; else the transport's
-};
-
+// One buffer of each kind, added to by all micro-batches, and its sum over the ranks that hold copies. The transport's
+// own sum would not do: it has no bucket under way beside the computation, and its order depends on the place in the
+// buffer, so tensor-parallel ranks with an uneven vocabulary would drift apart.
 template <typename T>
 class FastReducer : public GradientReducer<T> {
  public:
   explicit FastReducer(const GradientLayout& layout)
-      : dp_(layout.dp.size()),
+      : dp_(layout.dense.group().size()),
         sources_(layout.sources),
-        dense_(layout.dp, layout.dense, layout.tp),
-        expert_(layout.edp, layout.expert, layout.tp) {}
+        dense_(layout.dense.elements()),
+        expert_(layout.expert.elements()),
+        dense_sum_(dense_plan<T>(layout)),
+        expert_sum_(expert_plan<T>(layout, 1, {})) {}
 
   void begin_step(int64_t micro_batches) override {
     counter_.begin(micro_batches, dp_);
-    fill_zero(dense_.buffer());
-    fill_zero(expert_.buffer());
+    fill_zero(dense_.span());
+    fill_zero(expert_.span());
   }
   std::span<T> dense_gradient(int64_t ahead) override {
     counter_.check_open(ahead);
-    return dense_.buffer();
+    return dense_.span();
   }
   std::span<T> expert_gradient(int64_t source, int64_t ahead) override {
     counter_.check_open(ahead);
     check(source >= 0 && source < sources_, "a source is a rank that shares the experts");
-    return expert_.buffer();
+    return expert_.span();
   }
   void micro_batch_done() override { counter_.done(); }
+  void complete(bool expert, size_t bucket) override {
+    counter_.check_open();
+    const std::span<T> all = expert ? expert_.span() : dense_.span();
+    (expert ? expert_sum_ : dense_sum_).start(bucket, std::span<const std::span<T>>(&all, 1));
+  }
   void finish() override {
     counter_.finish();
-    dense_.run();
-    expert_.run();
+    const std::span<T> dense = dense_.span(), expert = expert_.span();
+    dense_result_ = dense_sum_.finish(std::span<const std::span<T>>(&dense, 1));
+    expert_result_ = expert_sum_.finish(std::span<const std::span<T>>(&expert, 1));
   }
-  std::span<T> dense() override { return dense_.own(); }
-  std::span<T> expert() override { return expert_.own(); }
+  std::span<T> dense() override { return dense_result_; }
+  std::span<T> expert() override { return expert_result_; }
 
  private:
   int64_t dp_;
   int64_t sources_;
   StepCounter counter_;
-  FastSum<T> dense_;
-  FastSum<T> expert_;
+  AlignedBuffer<T> dense_, expert_;
+  TreeReduce<T> dense_sum_, expert_sum_;
+  std::span<T> dense_result_, expert_result_;
 };
 
 }  // namespace
 
 template <typename T>
 std::unique_ptr<GradientReducer<T>> make_gradient_reducer(Reduction reduction, const GradientLayout& layout) {
-  check(layout.sources >= 1 && layout.dp.size() * layout.tp == layout.edp.size() * layout.sources,
+  check(layout.sources >= 1 && layout.dense.group().size() * layout.tp == layout.expert.group().size() * layout.sources,
         "dp * tp = edp * sources");
   if (reduction == Reduction::kCanonical) return std::make_unique<CanonicalReducer<T>>(layout);
   return std::make_unique<FastReducer<T>>(layout);

@@ -17,6 +17,8 @@ struct ParallelConfig {
   int64_t cp = 1;
   int64_t pp = 1;
   int64_t zero = 1;
+  bool overlap_grad_reduce = true;
+  bool overlap_param_gather = true;
   bool sequence_parallel = true;
   Reduction reduction = Reduction::kFast;
   ExecutorType executor = ExecutorType::kSequential;
@@ -33,8 +35,13 @@ struct ParallelConfig {
     field("zero", zero,
           "1 = each rank keeps and updates a shard of the AdamW moments of what it shares with others; 0 = all of them",
           config::kNotNegative);
+    field("overlap_grad_reduce", overlap_grad_reduce,
+          "gradients are summed over ranks, layer by layer, while backward goes on");
+    field("overlap_param_gather", overlap_param_gather,
+          "with zero: 1, new weights are gathered, layer by layer, while the next forward goes on");
     field("sequence_parallel", sequence_parallel, "with tp > 1: norms and routing on token shards");
-    field("reduction", reduction, "canonical = bitwise independent of dp and ep; fast = the transport's order");
+    field("reduction", reduction,
+          "canonical = bitwise independent of dp and ep; fast = micro-batches one after another, then ranks on a tree");
     field("executor", executor, "how the stages of a step are ordered");
     field("chunks", chunks, "token chunks of the chunked executor", config::kRanks);
     field("rank_order", rank_order, "axes, slowest first");

@@ -2,17 +2,52 @@
 #include "parallel/shards.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "core/error.h"
 
 namespace conclave::parallel {
 
-Shards::Shards(int64_t elements) : Shards(comm::Group(), {0, elements}) {}
+Shards::Shards(int64_t elements) : Shards(comm::Group(), {{0, elements}}) {}
 
-Shards::Shards(const comm::Group& group, std::vector<int64_t> cuts) : group_(group), cuts_(std::move(cuts)) {
-  check(std::ssize(cuts_) == group_.size() + 1 && cuts_.front() == 0 && std::is_sorted(cuts_.begin(), cuts_.end()),
-        "one shard for each rank, from the first element to the last");
-  for (int r = 0; r < group_.size(); ++r) counts_.push_back(cuts_[r + 1] - cuts_[r]);
+Shards::Shards(const comm::Group& group, std::vector<Cuts> buckets) : group_(group), buckets_(std::move(buckets)) {
+  check(!buckets_.empty(), "a buffer is at least one bucket");
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    const Cuts& cuts = buckets_[b];
+    check(std::ssize(cuts) == group_.size() + 1 && std::is_sorted(cuts.begin(), cuts.end()) &&
+              cuts.front() == (b == 0 ? 0 : buckets_[b - 1].back()),
+          "one shard for each rank, bucket after bucket from the first element to the last");
+  }
+  own_ = ranges_of(group_.rank());
+}
+
+std::vector<OwnedRange> Shards::ranges_of(int rank) const {
+  std::vector<OwnedRange> ranges;
+  int64_t at = 0;
+  for (const Cuts& cuts : buckets_) {
+    ranges.push_back({cuts[rank], cuts[rank + 1] - cuts[rank], at});
+    at += ranges.back().count;
+  }
+  return ranges;
+}
+
+// One exchange for each distance between ranks, from and to the elements' own places: nothing is copied.
+comm::Work Shards::start_gather_bytes(size_t bucket, std::span<std::byte> whole, size_t item) const {
+  const Cuts& cuts = buckets_[bucket];
+  const int ranks = group_.size(), rank = group_.rank();
+  const auto part = [&](int r) { return whole.subspan(cuts[r] * item, (cuts[r + 1] - cuts[r]) * item); };
+  const auto works = std::make_shared<std::vector<comm::Work>>();
+  for (int distance = 1; distance < ranks; ++distance) {
+    const int to = (rank + distance) % ranks, from = (rank - distance + ranks) % ranks;
+    std::vector<int64_t> sent(ranks, 0), received(ranks, 0);
+    sent[to] = std::ssize(part(rank));
+    received[from] = std::ssize(part(from));
+    works->push_back(group_.start_all_to_all_v(std::span<const std::byte>(part(rank)), std::span<const int64_t>(sent),
+                                               part(from), std::span<const int64_t>(received)));
+  }
+  return comm::Work([works] {
+    for (comm::Work& work : *works) work.finish();
+  });
 }
 
 std::vector<int64_t> cuts_at(std::span<const int64_t> places, int64_t elements, int ranks) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who owns which elements of a flat buffer that several ranks hold copies of: consecutive shards, one for each rank of
-// a group, or all of it for every rank. An owner sums the gradients of its elements, keeps their optimizer state and
-// updates them (ZeRO stage 1, Rajbhandari et al. 2020). Holds no data.
+// Who owns which elements of a flat buffer that several ranks hold copies of: the buffer is consecutive buckets, and
+// each bucket consecutive shards, one for each rank of a group; or every rank owns all of it. An owner sums the
+// gradients of its elements, keeps their optimizer state and updates them (ZeRO stage 1, Rajbhandari et al. 2020). A
+// bucket is what travels at a time, so every rank has a part in each (decision 13). Holds no data.
 #pragma once
 
 #include <cstdint>
@@ -12,36 +13,50 @@
 
 namespace conclave::parallel {
 
+// Elements of the buffer, and where they are among those that their owner owns, put one after another.
+struct OwnedRange {
+  int64_t begin = 0, count = 0, at = 0;
+  int64_t end() const { return begin + count; }
+};
+
 class Shards {
  public:
-  // Not sharded: every rank owns all of `elements`. gather() does nothing.
+  using Cuts = std::vector<int64_t>;
+
+  // Not sharded, one bucket: every rank owns all of `elements`. gather() does nothing.
   explicit Shards(int64_t elements);
-  // Rank r of `group` owns [cuts[r], cuts[r + 1]), which may be empty. cuts[0] is 0, the last one the number of
-  // elements.
-  Shards(const comm::Group& group, std::vector<int64_t> cuts);
+  // Rank r of `group` owns [cuts[r], cuts[r + 1]) of each bucket, which may be empty. The first bucket begins at 0,
+  // every other one where the last one ends.
+  Shards(const comm::Group& group, std::vector<Cuts> buckets);
 
   const comm::Group& group() const { return group_; }
-  const std::vector<int64_t>& cuts() const { return cuts_; }
-  int64_t elements() const { return cuts_.back(); }
-  // This rank's.
-  int64_t begin() const { return cuts_[group_.rank()]; }
-  int64_t end() const { return cuts_[group_.rank() + 1]; }
-  int64_t count() const { return end() - begin(); }
+  const std::vector<Cuts>& buckets() const { return buckets_; }
+  int64_t elements() const { return buckets_.back().back(); }
+  // This rank's range in a bucket.
+  const OwnedRange& own(size_t bucket) const { return own_[bucket]; }
+  const std::vector<OwnedRange>& own() const { return own_; }  // one for each bucket
+  int64_t count() const { return own_.back().at + own_.back().count; }
+  // Those of any rank.
+  std::vector<OwnedRange> ranges_of(int rank) const;
 
+  // Brings every owner's elements of a bucket of `whole` to all. Collective over group(); until the work is finished
+  // nobody touches that bucket.
   template <typename T>
-  std::span<T> own(std::span<T> whole) const {
-    return whole.subspan(begin(), count());
+  comm::Work start_gather(size_t bucket, std::span<T> whole) const {
+    return start_gather_bytes(bucket, std::as_writable_bytes(whole), sizeof(T));
   }
-  // Collective over group(). Every rank's own elements of `whole` go to all.
+  // The same for all buckets. Collective.
   template <typename T>
   void gather(std::span<T> whole) const {
-    group_.all_gather_v(std::span<const T>(own(whole)), whole, std::span<const int64_t>(counts_));
+    for (size_t b = 0; b < buckets_.size(); ++b) start_gather(b, whole).finish();
   }
 
  private:
+  comm::Work start_gather_bytes(size_t bucket, std::span<std::byte> whole, size_t item) const;
+
   comm::Group group_;
-  std::vector<int64_t> cuts_;
-  std::vector<int64_t> counts_;  // by rank
+  std::vector<Cuts> buckets_;
+  std::vector<OwnedRange> own_;
 };
 
 // Cuts of `elements` into `ranks` shards, each at the place nearest to an even division. `places` are where a cut may

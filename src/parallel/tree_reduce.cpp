@@ -3,15 +3,14 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "core/error.h"
 
 namespace conclave::parallel {
 namespace {
 
-constexpr int64_t kNormSlice = 64 * 1024;  // cuts fall between the slices of the gradient norm where possible
-constexpr int64_t kCacheLine = 16;         // elements; enough for the cuts of small buffers
-constexpr int64_t kChunk = 8 * 1024;       // elements per piece of a threaded loop: a few buffers of it fit the cache
+constexpr int64_t kChunk = 8 * 1024;  // elements per piece of a threaded loop: a few buffers of it fit the cache
 
 // Calls body(begin, end) for pieces of [0, elements), from several threads. The pieces do not depend on the threads.
 template <typename Body>
@@ -49,14 +48,6 @@ bool tree_fits(int64_t micro_batches, int64_t dp) {
   return micro_batches > 0 && micro_batches % dp == 0 && (dp == 1 || is_power_of_two(micro_batches / dp));
 }
 
-std::vector<int64_t> slice_cuts(int64_t elements, int ranks) {
-  const int64_t unit = elements >= ranks * kNormSlice ? kNormSlice : kCacheLine;
-  const int64_t units = (elements + unit - 1) / unit;
-  std::vector<int64_t> cuts;
-  for (int r = 0; r <= ranks; ++r) cuts.push_back(std::min((units * r + ranks - 1) / ranks * unit, elements));
-  return cuts;
-}
-
 template <typename T>
 void fill_zero(std::span<T> data) {
   for_pieces(std::ssize(data), [&](int64_t begin, int64_t end) { std::fill(&data[0] + begin, &data[0] + end, T{0}); });
@@ -76,6 +67,7 @@ int TreeAccumulator<T>::acquire() {
 template <typename T>
 void TreeAccumulator<T>::begin() {
   pushed_ = 0;
+  summed_ = elements_;
   open_.clear();
   levels_.clear();
   free_.clear();
@@ -93,126 +85,174 @@ std::span<T> TreeAccumulator<T>::current(int64_t ahead) {
 }
 
 template <typename T>
-void TreeAccumulator<T>::push() {
-  T* const own = current().data();
-  parts_.clear();
+void TreeAccumulator<T>::add_in(int to, int from, Elements part) {
+  T* const sum = buffers_[to].span().data() + part.begin;
+  const T* const other = buffers_[from].span().data() + part.begin;
+  for_pieces(part.end - part.begin, [&](int64_t begin, int64_t end) { add(sum + begin, other + begin, end - begin); });
+}
+
+// The earlier block is the left branch at every level.
+template <typename T>
+std::vector<int> TreeAccumulator<T>::carry(Levels& levels, int own, Elements part) {
+  std::vector<int> joined;
   size_t level = 0;
-  for (; level < levels_.size() && levels_[level] != kNone; ++level) {
-    parts_.push_back(buffers_[levels_[level]].span().data());
-    free_.push_back(levels_[level]);
-    levels_[level] = kNone;
-  }
-  // Carry: the earlier block is the left branch at every level. One pass over memory for all levels.
-  if (!parts_.empty())
-    for_pieces(elements_, [&](int64_t begin, int64_t end) {
-      for (T* const part : parts_) add(own + begin, part + begin, end - begin);
+  for (; level < levels.size() && levels[level] != kNone; ++level)
+    joined.push_back(std::exchange(levels[level], int{kNone}));
+  // One pass over memory for all levels.
+  T* const sum = buffers_[own].span().data();
+  if (!joined.empty())
+    for_pieces(part.end - part.begin, [&](int64_t begin, int64_t end) {
+      for (const int other : joined)
+        add(sum + part.begin + begin, buffers_[other].span().data() + part.begin + begin, end - begin);
     });
-  if (level == levels_.size()) levels_.push_back(kNone);
-  levels_[level] = open_.front();
+  if (level == levels.size()) levels.push_back(kNone);
+  levels[level] = own;
+  return joined;
+}
+
+template <typename T>
+int TreeAccumulator<T>::fold(const Levels& levels, Elements part) {
+  int sum = kNone;
+  for (const int buffer : levels) {  // smallest first
+    if (buffer == kNone) continue;
+    if (sum != kNone) add_in(buffer, sum, part);
+    sum = buffer;
+  }
+  return sum;
+}
+
+template <typename T>
+void TreeAccumulator<T>::push() {
+  current();
+  for (const int buffer : carry(levels_, open_.front(), {0, summed_})) free_.push_back(buffer);
   open_.erase(open_.begin());
   ++pushed_;
+}
+
+template <typename T>
+std::span<T> TreeAccumulator<T>::sum_from(int64_t begin) {
+  check(begin <= summed_ && pushed_ + std::ssize(open_) > 0, "sums are made from the end to the beginning");
+  const Elements part{begin, summed_};
+  Levels levels = levels_;
+  for (const int buffer : open_) carry(levels, buffer, part);
+  summed_ = begin;
+  return buffers_[fold(levels, part)].span();
 }
 
 template <typename T>
 std::span<T> TreeAccumulator<T>::finish() {
   check(pushed_ > 0, "a tree has at least one micro-batch");
   check(open_.empty(), "the last micro-batch was pushed");
-  parts_.clear();  // smallest first
-  size_t top = 0;
-  for (size_t level = 0; level < levels_.size(); ++level) {
-    if (levels_[level] == kNone) continue;
-    parts_.push_back(buffers_[levels_[level]].span().data());
-    top = level;
-  }
-  for (size_t i = 1; i < parts_.size(); ++i)
-    for_pieces(elements_,
-               [&](int64_t begin, int64_t end) { add(parts_[i] + begin, parts_[i - 1] + begin, end - begin); });
-  return buffers_[levels_[top]].span();
+  return sum_from(0);
 }
 
 template <typename T>
-TreeReduce<T>::TreeReduce(const comm::Group& group, const Shards& wanted, int subtrees_per_rank, LeafOrder order,
-                          int64_t round)
-    : group_(group),
-      wanted_(wanted),
-      parts_(wanted.group().size() == group.size() ? wanted
-                                                   : Shards(group, slice_cuts(wanted.elements(), group.size()))),
-      subtrees_per_rank_(subtrees_per_rank),
-      order_(std::move(order)),
-      folds_first_(order_.empty() && (group.size() == 1 || is_power_of_two(subtrees_per_rank))) {
-  check(wanted.group().size() == 1 || wanted.group().size() == group.size(), "shards are those of the ranks that sum");
-  const int ranks = group_.size();
+TreeReduce<T>::TreeReduce(Plan plan)
+    : plan_(std::move(plan)),
+      folds_first_(plan_.order.empty() && (plan_.parts.group().size() == 1 || is_power_of_two(plan_.subtrees))),
+      started_(plan_.parts.buckets().size(), false) {
+  const int ranks = plan_.parts.group().size();
   if (ranks == 1) return;
+  int64_t longest = 0;
+  for (const OwnedRange& own : plan_.parts.own()) longest = std::max(longest, own.count);
   // A power of two of subtrees is one subtree of the rank; others have to travel one by one.
-  const int64_t travelling = folds_first_ ? 1 : subtrees_per_rank_;
-  for (int r = 0; r < ranks; ++r) longest_ = std::max(longest_, parts_.cuts()[r + 1] - parts_.cuts()[r]);
-  round_ = std::clamp<int64_t>(round / (ranks * travelling), kCacheLine, longest_ + kCacheLine);
-  sent_ = AlignedBuffer<T>(travelling * std::min(ranks * round_, parts_.elements()));
-  received_ = AlignedBuffer<T>(travelling * ranks * std::min(round_, parts_.count()));
+  const int64_t travelling = folds_first_ ? 1 : plan_.subtrees;
+  for (size_t i = 0; i < std::min(kUnderWay, started_.size()); ++i)
+    received_.emplace_back(ranks * travelling * longest);
 }
 
 template <typename T>
-std::span<T> TreeReduce<T>::run(std::span<const std::span<T>> subtrees) {
-  check(std::ssize(subtrees) == subtrees_per_rank_, "every rank brings the agreed number of subtrees");
+void TreeReduce<T>::start(size_t bucket, std::span<const std::span<T>> subtrees) {
+  check(std::ssize(subtrees) == plan_.subtrees, "every rank brings the agreed number of subtrees");
+  check(!started_.at(bucket), "a bucket is summed once");
+  started_[bucket] = true;
+  const auto& cuts = plan_.parts.buckets()[bucket];
+  const int64_t begin = cuts.front(), elements = cuts.back() - begin;
+  if (elements == 0) return;
   std::vector<T*> parts;
   for (const std::span<T> subtree : subtrees) {
-    check(std::ssize(subtree) == parts_.elements(), "every subtree has the agreed size");
-    parts.push_back(subtree.data());
+    check(std::ssize(subtree) == plan_.parts.elements(), "every subtree has the agreed size");
+    parts.push_back(subtree.data() + begin);
   }
-  const int ranks = group_.size();
-  if (ranks == 1) {
-    parts = ordered(parts);
-    fold_all(std::span<T* const>(parts), parts_.elements());
-    if (parts[0] != subtrees[0].data()) std::copy_n(parts[0], parts_.elements(), subtrees[0].data());
-    return wanted_.own(subtrees[0]);
-  }
-  if (folds_first_) {
-    fold_all(std::span<T* const>(parts), parts_.elements());
+  const bool alone = plan_.parts.group().size() == 1;
+  if (alone) parts = ordered(parts);
+  if (alone || folds_first_) {
+    fold_all(std::span<T* const>(parts), elements);
     parts.resize(1);
   }
-  for (int64_t first = 0; first < longest_; first += round_) exchange(parts, first);
-  if (wanted_.group().size() < ranks) parts_.gather(subtrees[0]);
-  return wanted_.own(subtrees[0]);
+  if (!alone) return exchange(bucket, parts, subtrees[0]);
+  if (parts[0] != subtrees[0].data() + begin) std::copy_n(parts[0], elements, subtrees[0].data() + begin);
+}
+
+template <typename T>
+void TreeReduce<T>::exchange(size_t bucket, std::span<T* const> travelling, std::span<T> whole) {
+  while (exchanges_.size() >= received_.size()) finish_exchange();
+  const auto& cuts = plan_.parts.buckets()[bucket];
+  const comm::Group& group = plan_.parts.group();
+  const int64_t own = plan_.parts.own(bucket).count;
+  const std::vector<int64_t> receive_counts(group.size(), own);
+  std::vector<int64_t> send_counts;
+  for (int r = 0; r < group.size(); ++r) send_counts.push_back(cuts[r + 1] - cuts[r]);
+  Exchange& started = exchanges_.emplace_back(Exchange{.bucket = bucket, .whole = whole, .began = now()});
+  T* to = received_[next_received_++ % received_.size()].span().data();
+  started.received.resize(travelling.size() * group.size());
+  for (size_t s = 0; s < travelling.size(); ++s) {
+    // The parts lie in the order of the ranks, and so go out from where they are.
+    started.works.push_back(group.start_all_to_all_v(
+        std::span<const T>(travelling[s], cuts.back() - cuts.front()), std::span<const int64_t>(send_counts),
+        std::span<T>(to, group.size() * own), std::span<const int64_t>(receive_counts)));
+    for (int r = 0; r < group.size(); ++r, to += own) started.received[r * travelling.size() + s] = to;
+  }
+}
+
+template <typename T>
+void TreeReduce<T>::finish_exchange() {
+  Exchange done = std::move(exchanges_.front());
+  exchanges_.pop_front();
+  for (comm::Work& work : done.works) work.finish();
+  record(done.bucket, "gradients out", done.began);
+  const OwnedRange& own = plan_.parts.own(done.bucket);
+  const std::vector<T*> leaves = ordered(done.received);
+  T* const to = done.whole.data() + own.begin;
+  for_pieces(own.count, [&](int64_t begin, int64_t end) {
+    fold(std::span<T* const>(leaves), begin, end);
+    std::copy(leaves[0] + begin, leaves[0] + end, to + begin);
+  });
+  if (plan_.everywhere) gathers_.push_back({done.bucket, plan_.parts.start_gather(done.bucket, done.whole), now()});
+}
+
+template <typename T>
+std::span<T> TreeReduce<T>::finish(std::span<const std::span<T>> subtrees) {
+  for (size_t b = started_.size(); b-- > 0;)
+    if (!started_[b]) start(b, subtrees);
+  while (!exchanges_.empty()) finish_exchange();
+  for (; !gathers_.empty(); gathers_.pop_front()) {
+    gathers_.front().work.finish();
+    record(gathers_.front().bucket, "gradients back", gathers_.front().began);
+  }
+  started_.assign(started_.size(), false);
+  if (plan_.everywhere) return subtrees[0];
+  T* const all = subtrees[0].data();
+  for (const OwnedRange& own : plan_.parts.own())
+    if (own.at != own.begin) std::copy(all + own.begin, all + own.end(), all + own.at);
+  return subtrees[0].first(plan_.parts.count());
+}
+
+// From the start to the moment it was waited for.
+template <typename T>
+void TreeReduce<T>::record(size_t bucket, const char* phase, int64_t began) {
+  if (plan_.timeline == nullptr || !plan_.timeline->on()) return;
+  const std::string name = bucket < plan_.names.size() ? plan_.names[bucket] : std::to_string(bucket);
+  plan_.timeline->add({.name = name, .phase = phase, .exchange = true, .begin = began, .end = plan_.timeline->now()});
 }
 
 template <typename T>
 std::vector<T*> TreeReduce<T>::ordered(const std::vector<T*>& leaves) const {
-  if (order_.empty()) return leaves;
-  check(order_.size() == leaves.size(), "an order has every leaf");
+  if (plan_.order.empty()) return leaves;
+  check(plan_.order.size() == leaves.size(), "an order has every leaf");
   std::vector<T*> sorted;
-  for (const int64_t leaf : order_) sorted.push_back(leaves[leaf]);
+  for (const int64_t leaf : plan_.order) sorted.push_back(leaves[leaf]);
   return sorted;
-}
-
-// The elements [first, first + round) of every part.
-template <typename T>
-void TreeReduce<T>::exchange(std::span<T* const> travelling, int64_t first) {
-  const std::vector<int64_t>& cuts = parts_.cuts();
-  const auto in_round = [&](int rank) { return std::clamp<int64_t>(cuts[rank + 1] - cuts[rank] - first, 0, round_); };
-  const int64_t subtrees = std::ssize(travelling), own = in_round(group_.rank());
-  std::vector<int64_t> send_counts;
-  T* to = sent_.span().data();
-  for (int r = 0; r < group_.size(); ++r) {
-    const int64_t count = in_round(r);
-    for (const T* const subtree : travelling) {
-      for_pieces(count, [&](int64_t begin, int64_t end) {
-        const T* const from = subtree + cuts[r] + first;
-        std::copy(from + begin, from + end, to + begin);
-      });
-      to += count;
-    }
-    send_counts.push_back(subtrees * count);
-  }
-  const std::vector<int64_t> receive_counts(group_.size(), subtrees * own);
-  group_.all_to_all_v(std::span<const T>(sent_.span().data(), to), std::span<const int64_t>(send_counts),
-                      received_.span().first(group_.size() * subtrees * own), std::span<const int64_t>(receive_counts));
-  std::vector<T*> leaves;  // rank by rank, each with its subtrees
-  for (int64_t i = 0; i < group_.size() * subtrees; ++i) leaves.push_back(received_.span().data() + i * own);
-  leaves = ordered(leaves);
-  for_pieces(own, [&](int64_t begin, int64_t end) {
-    fold(std::span<T* const>(leaves), begin, end);
-    std::copy(leaves[0] + begin, leaves[0] + end, travelling[0] + parts_.begin() + first + begin);
-  });
 }
 
 template void fill_zero<float>(std::span<float>);

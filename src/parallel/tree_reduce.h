@@ -5,10 +5,13 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "comm/group.h"
+#include "core/timeline.h"
 #include "core/tree_sum.h"
 #include "parallel/aligned_buffer.h"
 #include "parallel/shards.h"
@@ -18,10 +21,6 @@ namespace conclave::parallel {
 // Whether the tree over `micro_batches` can be cut at the ranks' borders: each rank's share must be a power of two,
 // unless one rank has all.
 bool tree_fits(int64_t micro_batches, int64_t dp);
-
-// Cuts of `elements` into `ranks` consecutive slices: ranks + 1 offsets, at multiples of 64 Ki elements when there are
-// enough of them for every rank, otherwise of 16. Late slices may be shorter or empty.
-std::vector<int64_t> slice_cuts(int64_t elements, int ranks);
 
 // Sets all of `data` to zero, with as many threads as OpenMP has.
 template <typename T>
@@ -40,23 +39,38 @@ class TreeAccumulator {
   std::span<T> current(int64_t ahead = 0);
   // The first micro-batch under way is done: its gradient joins the tree.
   void push();
+  // Nobody adds to the elements from `begin` on any more, in any micro-batch under way, and no other one will begin:
+  // from there to where the last call began they become their sum in the buffer that is returned, which finish() will
+  // return too.
+  std::span<T> sum_from(int64_t begin);
   // The sum of all that were pushed since begin(), at least one; once, good until begin().
   std::span<T> finish();
 
   int64_t pushed() const { return pushed_; }
+  int64_t under_way() const { return std::ssize(open_); }
   int64_t buffers() const { return std::ssize(buffers_); }
 
  private:
   static constexpr int kNone = -1;
+  // levels[j]: the buffer with the sum of a finished block of 2^j, or kNone.
+  using Levels = std::vector<int>;
+  struct Elements {
+    int64_t begin, end;
+  };
   int acquire();
+  // A micro-batch's buffer joins the tree, as far as `part` goes. Returns the buffers that are free then.
+  std::vector<int> carry(Levels& levels, int own, Elements part);
+  // What is left of the tree becomes its sum in the buffer that is returned.
+  int fold(const Levels& levels, Elements part);
+  void add_in(int to, int from, Elements part);
 
   int64_t elements_;
   int64_t pushed_ = 0;
+  int64_t summed_ = 0;  // from here on sum_from() was there
   std::vector<AlignedBuffer<T>> buffers_;
   std::vector<int> free_;
-  std::vector<int> levels_;  // levels_[j]: the buffer with the sum of a finished block of 2^j, or kNone
-  std::vector<T*> parts_;    // of one addition
-  std::vector<int> open_;    // of the micro-batches under way, in order
+  Levels levels_;
+  std::vector<int> open_;  // of the micro-batches under way, in order
 };
 
 // The leaves of a tree over (rank, subtree) in the order in which they are added; leaf = rank * subtrees + subtree.
@@ -64,35 +78,60 @@ class TreeAccumulator {
 using LeafOrder = std::vector<int64_t>;
 
 // Sums subtrees over the ranks of a group, on the tree over (rank, subtree of that rank): rank 0's subtrees come first.
-// Another order may be given. The subtrees of a rank stand for equally many micro-batches. Parts go to the ranks and
-// are summed there; who wants more than its part has the others' gathered. Parts travel in rounds, so the memory for
-// them is bounded.
+// Another order may be given. The subtrees of a rank stand for equally many micro-batches. It goes bucket by bucket:
+// the parts of a bucket go to the ranks and are summed there, while the caller computes; who wants more than its part
+// has the others' gathered.
 template <typename T>
 class TreeReduce {
  public:
-  static constexpr int64_t kRound = 1 << 20;
+  struct Plan {
+    Shards parts;            // which of the ranks that hold copies sums what
+    bool everywhere = true;  // every rank wants all sums; else its part
+    int subtrees = 1;        // of a rank
+    LeafOrder order = {};
+    Timeline* timeline = nullptr;         // outlives the sum; buckets show on its track of exchanges
+    std::vector<std::string> names = {};  // of the buckets, for the timeline
+  };
+  // Buckets that are exchanged at a time. More would only take memory: they share the links.
+  static constexpr size_t kUnderWay = 3;
 
-  // `group` are the ranks that hold copies, `wanted` what each needs the sum of: shards over the same group, or all.
-  // `round`: about so many elements are exchanged at a time.
-  TreeReduce(const comm::Group& group, const Shards& wanted, int subtrees_per_rank, LeafOrder order = {},
-             int64_t round = kRound);
-  // Collective. Every span holds wanted.elements(). Returns the sum of this rank's wanted elements, which lies in its
-  // place in subtrees[0]; everything else is scratch afterwards.
-  std::span<T> run(std::span<const std::span<T>> subtrees);
+  explicit TreeReduce(Plan plan);
+  // Starts the sum of one bucket; every bucket once, in the same order on every rank. Every span holds all elements,
+  // and nobody touches the bucket's until finish(). May wait for the bucket that was started kUnderWay before.
+  // Collective.
+  void start(size_t bucket, std::span<const std::span<T>> subtrees);
+  // Starts the other buckets, the last one first, and waits for all. Returns the sums this rank wants, those of its
+  // part one after another: they lie in subtrees[0], from its beginning on; everything else is scratch afterwards.
+  // Collective.
+  std::span<T> finish(std::span<const std::span<T>> subtrees);
 
  private:
-  void exchange(std::span<T* const> travelling, int64_t first);
-  std::vector<T*> ordered(const std::vector<T*>& leaves) const;
+  struct Exchange {
+    size_t bucket;
+    std::span<T> whole;  // subtrees[0]
+    int64_t began = 0;
+    std::vector<T*> received = {};  // leaves, rank by rank, each with its subtrees
+    std::vector<comm::Work> works = {};
+  };
+  struct Gather {
+    size_t bucket;
+    comm::Work work;
+    int64_t began = 0;
+  };
 
-  comm::Group group_;
-  Shards wanted_;
-  Shards parts_;  // which rank sums what
-  int subtrees_per_rank_;
-  LeafOrder order_;
-  bool folds_first_ = true;           // a rank's subtrees are one subtree of the tree
-  int64_t longest_ = 0;               // part
-  int64_t round_ = 0;                 // elements of each part in a round
-  AlignedBuffer<T> sent_, received_;  // [rank][subtree][elements of the round]
+  void exchange(size_t bucket, std::span<T* const> travelling, std::span<T> whole);
+  void finish_exchange();
+  std::vector<T*> ordered(const std::vector<T*>& leaves) const;
+  int64_t now() const { return plan_.timeline != nullptr && plan_.timeline->on() ? plan_.timeline->now() : 0; }
+  void record(size_t bucket, const char* phase, int64_t began);
+
+  Plan plan_;
+  bool folds_first_ = true;  // a rank's subtrees are one subtree of the tree
+  std::vector<bool> started_;
+  std::vector<AlignedBuffer<T>> received_;  // in turns
+  size_t next_received_ = 0;
+  std::deque<Exchange> exchanges_;
+  std::deque<Gather> gathers_;
 };
 
 }  // namespace conclave::parallel

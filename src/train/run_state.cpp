@@ -62,6 +62,16 @@ void append_flat(StateDict& state, const nn::Parameters& parameters, const Flat&
   }
 }
 
+// What this rank owns of a flat buffer, range after range in `flat`.
+void append_owned(StateDict& state, const nn::Parameters& parameters, const parallel::Shards& owned, Flat flat) {
+  const Tensor all = flat.data;
+  for (const auto& range : owned.own()) {
+    flat.data = all.narrow(0, range.at, range.count);
+    flat.begin = range.begin;
+    append_flat(state, parameters, flat);
+  }
+}
+
 // Dense state is equal on all dp ranks, an expert's on all edp ranks: the first of each writes what all hold.
 bool writes(const parallel::Mesh& mesh, bool expert) { return (expert ? mesh.edp() : mesh.dp()).rank() == 0; }
 bool writes_whole(const parallel::Mesh& mesh, bool expert) { return (expert ? mesh.etp() : mesh.tp()).rank() == 0; }
@@ -102,15 +112,17 @@ StateDict method_state(model::Transformer& model, const parallel::Mesh& mesh) {
 }
 
 StateDict full_state(model::Transformer& model, TrainStep& step, const parallel::Mesh& mesh) {
+  step.wait_for_weights();
   StateDict state = weight_state(model, mesh);
   for (const bool expert : {false, true}) {
     auto& optimizer = step.optimizer(expert);
     const parallel::Shards& owned = step.owned(expert);
     const bool mine = owned.group().size() > 1 || writes(mesh, expert);
     const bool whole = writes_whole(mesh, expert);
-    const int64_t begin = owned.begin();
-    append_flat(state, model.parameters(), {optimizer.first_moment(), begin, expert, kFirstMomentRole, mine, whole});
-    append_flat(state, model.parameters(), {optimizer.second_moment(), begin, expert, kSecondMomentRole, mine, whole});
+    append_owned(state, model.parameters(), owned,
+                 {optimizer.first_moment(), 0, expert, kFirstMomentRole, mine, whole});
+    append_owned(state, model.parameters(), owned,
+                 {optimizer.second_moment(), 0, expert, kSecondMomentRole, mine, whole});
   }
   for (auto& entry : method_state(model, mesh)) state.push_back(std::move(entry));
   return state;
@@ -119,9 +131,9 @@ StateDict full_state(model::Transformer& model, TrainStep& step, const parallel:
 StateDict gradient_state(const TrainStep& step, const model::Transformer& model, const parallel::Mesh& mesh) {
   StateDict state;
   for (const bool expert : {false, true}) {
-    append_flat(state, model.parameters(),
-                {step.gradient_sum(expert), step.owned(expert).begin(), expert, kGradientRole, writes(mesh, expert),
-                 writes_whole(mesh, expert)});
+    append_owned(
+        state, model.parameters(), step.owned(expert),
+        {step.gradient_sum(expert), 0, expert, kGradientRole, writes(mesh, expert), writes_whole(mesh, expert)});
   }
   return state;
 }

@@ -22,7 +22,7 @@ inline constexpr const char* kGradientRole = "gradient";
 parallel::StateDict weight_state(model::Transformer& model, const parallel::Mesh& mesh);
 // What the methods of routing and balancing carry from step to step.
 parallel::StateDict method_state(model::Transformer& model, const parallel::Mesh& mesh);
-// All of it.
+// All of it. Collective.
 parallel::StateDict full_state(model::Transformer& model, TrainStep& step, const parallel::Mesh& mesh);
 // The gradients of the last step, summed over its targets and neither divided nor clipped.
 parallel::StateDict gradient_state(const TrainStep& step, const model::Transformer& model, const parallel::Mesh& mesh);

@@ -12,41 +12,42 @@
 namespace conclave::train {
 namespace {
 
-// ZeRO stage 1: ranks with the same weights own a shard each. Shards are cut between the slices of the gradient norm.
-model::Ownership ownership(const RunConfig& config, const parallel::Mesh& mesh, const nn::Parameters& parameters) {
-  const auto shards = [&](const comm::Group& copies, bool expert) {
-    const int64_t size = parameters.flat_size(expert);
-    if (config.parallel.zero == 0) return parallel::Shards(size);
-    return parallel::Shards(copies,
-                            parallel::cuts_at(model::norm_slice_starts(parameters, expert), size, copies.size()));
-  };
-  return {.dense = shards(mesh.dp(), false), .expert = shards(mesh.edp(), true)};
+// ZeRO stage 1: ranks with the same weights own a part of each bucket.
+model::Ownership ownership(const RunConfig& config, const parallel::GradientLayout& layout) {
+  if (config.parallel.zero == 1) return {.dense = layout.dense, .expert = layout.expert};
+  return {.dense = parallel::Shards(layout.dense.elements()), .expert = parallel::Shards(layout.expert.elements())};
 }
 
-Tensor own_part(const Tensor& flat, const parallel::Shards& owned) {
-  return flat.narrow(0, owned.begin(), owned.count());
+parallel::GradientLayout layout_of(const RunConfig& config, const parallel::Mesh& mesh,
+                                   const nn::Parameters& parameters, const model::Buckets& buckets) {
+  return {.dense = model::shards_of(buckets, parameters, false, mesh.dp()),
+          .expert = model::shards_of(buckets, parameters, true, mesh.edp()),
+          .sharded = config.parallel.zero == 1,
+          .tp = mesh.tp().size(),
+          .sources = mesh.ep().size() * mesh.etp().size(),
+          .dense_names = buckets.names(false),
+          .expert_names = buckets.names(true)};
+}
+
+std::unique_ptr<parallel::GradientReducer<float>> make_reducer(const RunConfig& config, parallel::GradientLayout layout,
+                                                               Timeline& timeline) {
+  layout.timeline = &timeline;
+  return parallel::make_gradient_reducer<float>(config.parallel.reduction, layout);
 }
 
 optim::AdamW make_optimizer(const RunConfig& config, const nn::Parameters& parameters, const parallel::Shards& owned,
                             bool expert) {
   const auto& no_decay = config.optim.no_decay;
-  std::vector<optim::Range> ranges;  // from the beginning of what is owned
-  for (const auto& p : parameters.all()) {
-    if (p.expert != expert) continue;
-    const int64_t begin = std::max(p.offset, owned.begin()), end = std::min(p.offset + p.count, owned.end());
-    const bool decay = std::find(no_decay.begin(), no_decay.end(), nn::kind_name(p.kind)) == no_decay.end();
-    if (begin < end) ranges.push_back({begin - owned.begin(), end - begin, decay});
+  std::vector<optim::Range> ranges;
+  for (const auto& own : owned.own()) {
+    for (const auto& p : parameters.all()) {
+      if (p.expert != expert) continue;
+      const int64_t begin = std::max(p.offset, own.begin), end = std::min(p.offset + p.count, own.end());
+      const bool decay = std::find(no_decay.begin(), no_decay.end(), nn::kind_name(p.kind)) == no_decay.end();
+      if (begin < end) ranges.push_back({begin, own.at + begin - own.begin, end - begin, decay});
+    }
   }
-  return {config.optim, own_part(parameters.flat(expert), owned), ranges};
-}
-
-parallel::GradientLayout layout(const parallel::Mesh& mesh, const model::Ownership& owned) {
-  return {.dp = mesh.dp(),
-          .edp = mesh.edp(),
-          .tp = mesh.tp().size(),
-          .sources = mesh.ep().size() * mesh.etp().size(),
-          .dense = owned.dense,
-          .expert = owned.expert};
+  return {config.optim, parameters.flat(expert), owned.count(), ranges};
 }
 
 Tensor view(std::span<float> data) { return at::from_blob(data.data(), {static_cast<int64_t>(data.size())}); }
@@ -61,57 +62,91 @@ TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model:
       failpoints_(failpoints),
       probe_(probe),
       executor_(model::Executor::make(config.parallel.executor, model, &timeline_)),
-      owned_(ownership(config, mesh, model.parameters())),
-      reducer_(parallel::make_gradient_reducer<float>(config.parallel.reduction, layout(mesh, owned_))),
+      unwinding_(std::uncaught_exceptions()),
+      buckets_(model::plan_buckets(model.parameters(), model.stages())),
+      progress_(buckets_, model.stages().size()),
+      owned_(ownership(config, layout_of(config, mesh, model.parameters(), buckets_))),
+      reducer_(make_reducer(config, layout_of(config, mesh, model.parameters(), buckets_), timeline_)),
       partial_(model.parameters(), mesh),
       norm_(model.parameters(), owned_, mesh),
       dense_(make_optimizer(config, model.parameters(), owned_.dense, false)),
       expert_(make_optimizer(config, model.parameters(), owned_.expert, true)),
+      gather_(buckets_, owned_, model.parameters(), model.stages().size(), timeline_),
       totals_(model) {}
+
+TrainStep::~TrainStep() noexcept(false) {
+  if (std::uncaught_exceptions() == unwinding_) wait_for_weights();
+}
 
 void TrainStep::accumulate(std::span<const Batch> batches) {
   losses_.clear();
   targets_.clear();
   dense_fault_.reset();
   expert_fault_.reset();
+  progress_.begin_step(std::ssize(batches));
   executor_->run({.count = std::ssize(batches),
                   .begin = [&](int64_t i) { return begin(batches[i]); },
-                  .end = [&](int64_t i, nn::Frame& frame) { end(frame, i + 1 == std::ssize(batches)); }});
+                  .end = [&](int64_t i, nn::Frame& frame) { end(frame, i + 1 == std::ssize(batches)); },
+                  .hooks = {.before_forward = [&](size_t stage) { gather_.wait_for(stage); },
+                            .written = [&](size_t stage) { written(stage); }}});
 }
 
 nn::Frame TrainStep::begin(const Batch& batch) {
-  const bool canonical = config_.parallel.reduction == parallel::Reduction::kCanonical;
-  const int64_t ahead = std::ssize(under_way_), sources = canonical ? mesh_.ep().size() * mesh_.etp().size() : 1;
+  const int64_t ahead = std::ssize(under_way_), sources = canonical() ? mesh_.ep().size() * mesh_.etp().size() : 1;
   // Micro-batches that add to one buffer at the same time may not overwrite it.
   const bool first = losses_.empty() && executor_->in_flight() == 1;
-  auto& gradients = under_way_.emplace_back();
+  auto& gradients = under_way_.emplace_back().gradients;
   gradients.dense = view(reducer_->dense_gradient(ahead));
   for (int64_t s = 0; s < sources; ++s) gradients.experts.push_back(view(reducer_->expert_gradient(s, ahead)));
-  gradients.fresh = canonical || first;
+  gradients.fresh = canonical() || first;
   return model_.frame(batch, &gradients, step_number_);
 }
 
+// The sums of what is complete start while backward goes on.
+void TrainStep::written(size_t stage) {
+  if (!config_.parallel.overlap_grad_reduce) return;
+  for (const auto& [expert, index] : progress_.written(stage)) {
+    const model::Bucket& bucket = buckets_[expert][index];
+    for (UnderWay& micro_batch : under_way_)
+      if (canonical() || &micro_batch == &under_way_.back()) look_over(micro_batch, {expert, bucket.begin, bucket.end});
+    reducer_->complete(expert, index);
+  }
+}
+
 void TrainStep::end(nn::Frame& frame, bool last) {
-  nn::Gradients& gradients = under_way_.front();
-  check(&gradients == &frame.gradients(), "micro-batches end in the order in which they began");
-  if (failpoints_.hit("gradient")) gradients.dense[0] = std::nan("");
+  UnderWay& own = under_way_.front();
+  check(&own.gradients == &frame.gradients(), "micro-batches end in the order in which they began");
+  if (failpoints_.hit("gradient")) own.gradients.dense[0] = std::nan("");
   losses_.push_back(frame.loss_sum);
   targets_.push_back(frame.target_count);
   totals_.add(model_, frame);
   // `fast` adds up all micro-batches in one buffer, so its last state tells of them all.
-  if (last || config_.parallel.reduction == parallel::Reduction::kCanonical) {
-    search_non_finite(gradients);
-    partial_.sum(gradients.dense);
+  if (last || canonical()) {
+    for (const bool expert : {false, true}) look_over(own, {expert, 0, progress_.complete_from(expert)});
+    if (!dense_fault_) dense_fault_ = own.dense_fault;
+    if (!expert_fault_) expert_fault_ = own.expert_fault;
   }
   reducer_->micro_batch_done();
   under_way_.pop_front();
 }
 
-// Before the ranks' gradients are added: afterwards all of them would look guilty.
-void TrainStep::search_non_finite(const nn::Gradients& gradients) {
-  if (!dense_fault_) dense_fault_ = norm_.non_finite_dense(gradients.dense);
-  for (const Tensor& experts : gradients.experts)
-    if (!expert_fault_) expert_fault_ = norm_.non_finite_expert(experts);
+// What is done to a part of a micro-batch's gradients before those of other ranks are added: afterwards all ranks would
+// look guilty. Parts come from the end of a buffer to its beginning.
+void TrainStep::look_over(UnderWay& micro_batch, const Part& part) const {
+  const auto fault_in = [&](const Tensor& all) {
+    return norm_.non_finite(part.expert, all.narrow(0, part.begin, part.end - part.begin), part.begin);
+  };
+  if (!part.expert) {
+    if (auto fault = fault_in(micro_batch.gradients.dense)) micro_batch.dense_fault = std::move(fault);
+    partial_.sum(micro_batch.gradients.dense, part.begin, part.end);
+    return;
+  }
+  for (const Tensor& experts : micro_batch.gradients.experts) {
+    if (auto fault = fault_in(experts)) {
+      micro_batch.expert_fault = std::move(fault);
+      return;
+    }
+  }
 }
 
 void TrainStep::sum_losses(std::span<const double> own_losses, std::span<const double> own_targets,
@@ -143,13 +178,15 @@ std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
   return fmt::format("loss {} with gradient norm {}", report.loss, report.grad_norm);
 }
 
-void TrainStep::update(bool expert, const optim::StepSize& size) {
-  const Span span(&timeline_, expert ? "update of experts" : "update", "step");
-  const parallel::Shards& owned = owned_[expert];
-  Tensor& all = model_.parameters().flat(expert);
-  Tensor mine = own_part(all, owned);
-  optimizer(expert).step(mine, gradient_sum(expert), size);
-  owned.gather(std::span<float>(all.mutable_data_ptr<float>(), all.numel()));
+void TrainStep::update(const optim::StepSize& size) {
+  for (const bool expert : {false, true}) {
+    const Span span(&timeline_, expert ? "update of experts" : "update", "step");
+    optimizer(expert).step(model_.parameters().flat(expert), gradient_sum(expert), size);
+  }
+  gather_.start();
+  if (config_.parallel.overlap_param_gather) return;
+  const Span span(&timeline_, "gather of weights", "step");
+  wait_for_weights();
 }
 
 StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
@@ -176,8 +213,7 @@ StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
   const double limit = config_.optim.grad_clip;
   const double clip = limit > 0 ? std::min(1.0, limit / (report.grad_norm + 1e-6)) : 1.0;
   ++updates_;
-  for (const bool expert : {false, true})
-    update(expert, {.lr = report.lr, .update = updates_, .grad_scale = per_target * clip});
+  update({.lr = report.lr, .update = updates_, .grad_scale = per_target * clip});
   totals_.end_step(model_);
   return report;
 }

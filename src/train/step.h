@@ -16,6 +16,7 @@
 #include "parallel/gradient_reducer.h"
 #include "parallel/mesh.h"
 #include "train/run_config.h"
+#include "train/weight_gather.h"
 
 namespace conclave::train {
 
@@ -46,8 +47,16 @@ class TrainStep {
   // All outlive the step. Collective.
   TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model::Transformer& model, Failpoints& failpoints,
             StepProbe* probe = nullptr);
-  // `batches` are this rank's micro-batches of the step, in order. Collective; the report is equal on all ranks.
+  // Waits for the weights that are under way, unless an exception unwinds: peers still take this rank's.
+  ~TrainStep() noexcept(false);
+  TrainStep(const TrainStep&) = delete;
+  TrainStep& operator=(const TrainStep&) = delete;
+  // `batches` are this rank's micro-batches of the step, in order. Collective; the report is equal on all ranks. With
+  // parallel.overlap_param_gather the new weights of other owners may still be under way afterwards: the next run waits
+  // for them where they are used, everybody else calls wait_for_weights() first.
   StepReport run(int64_t step, std::span<const Batch> batches);
+  // Collective.
+  void wait_for_weights() { gather_.finish(); }
 
   int64_t updates() const { return updates_; }
   void set_updates(int64_t updates) { updates_ = updates; }
@@ -61,13 +70,26 @@ class TrainStep {
   Timeline& timeline() { return timeline_; }
 
  private:
+  // Of a micro-batch that has begun and not ended: where its gradients go, and the first tensors of this rank where
+  // they are not finite.
+  struct UnderWay {
+    nn::Gradients gradients;
+    std::optional<std::string> dense_fault, expert_fault;
+  };
+  struct Part {
+    bool expert;
+    int64_t begin, end;
+  };
+
   void accumulate(std::span<const Batch> batches);
   nn::Frame begin(const Batch& batch);
+  void written(size_t stage);
   void end(nn::Frame& frame, bool last);
-  void search_non_finite(const nn::Gradients& gradients);
+  void look_over(UnderWay& micro_batch, const Part& part) const;
+  bool canonical() const { return config_.parallel.reduction == parallel::Reduction::kCanonical; }
   void sum_losses(std::span<const double> own_losses, std::span<const double> own_targets, StepReport& report) const;
   std::optional<std::string> why_not(const StepReport& report) const;
-  void update(bool expert, const optim::StepSize& size);
+  void update(const optim::StepSize& size);
 
   RunConfig config_;
   const parallel::Mesh& mesh_;
@@ -76,15 +98,19 @@ class TrainStep {
   StepProbe* probe_;
   Timeline timeline_;
   std::unique_ptr<model::Executor> executor_;
+  int unwinding_;
+  model::Buckets buckets_;
+  model::BucketProgress progress_;
   model::Ownership owned_;
   std::unique_ptr<parallel::GradientReducer<float>> reducer_;
   model::PartialGradients partial_;
   model::GradientNorm norm_;
   optim::AdamW dense_, expert_;
+  WeightGather gather_;
   int64_t updates_ = 0;
-  std::deque<nn::Gradients> under_way_;   // of the micro-batches that have begun and not ended
+  std::deque<UnderWay> under_way_;
   std::vector<double> losses_, targets_;  // of this rank's micro-batches
-  // The first tensors of this rank whose gradients were not finite.
+  // Of the first micro-batch that has any.
   std::optional<std::string> dense_fault_, expert_fault_;
   model::RoutingTotals totals_;
   int64_t step_number_ = 0;  // optimizer steps before the present one

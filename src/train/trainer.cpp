@@ -129,7 +129,10 @@ void Trainer::one_step() {
   const double data_seconds = since(start);
   const StepReport report = p_.step.run(step_, batches);
   ++step_;
-  if (step_ % kReplicaCheckSteps == 0) check_replicas(p_.model);
+  if (step_ % kReplicaCheckSteps == 0) {
+    p_.step.wait_for_weights();
+    check_replicas(p_.model);
+  }
   metrics_->step(step_, report, {since(start), data_seconds});
   skipped_in_a_row_ = report.skipped ? skipped_in_a_row_ + 1 : 0;
   if (skipped_in_a_row_ == kMostSkippedInARow) {
@@ -143,6 +146,7 @@ void Trainer::one_step() {
 void Trainer::evaluate() {
   if (p_.validation == nullptr || evaluated_step_ == step_) return;
   p_.watchdog.beat(step_, "evaluation");
+  p_.step.wait_for_weights();
   const Span span(&p_.step.timeline(), "evaluation", "step");
   last_evaluation_ = train::evaluate(p_.model, *p_.validation, p_.mesh);
   evaluated_step_ = step_;
@@ -158,6 +162,7 @@ void Trainer::evaluate() {
 void Trainer::save() {
   if (saved_step_ == step_) return;
   p_.watchdog.beat(step_, "save");
+  p_.step.wait_for_weights();
   check_replicas(p_.model);
   const Span span(&p_.step.timeline(), "save", "step");
   checkpoint::SaveContents contents;

@@ -36,10 +36,22 @@ std::vector<float> tree_over(int64_t micro_batches, int64_t first, int64_t count
   return sums;
 }
 
+// More buckets than travel at a time, each shared as evenly as it goes.
+constexpr int64_t kBuckets = 6;
+Shards in_buckets(const comm::Group& group, int64_t elements) {
+  std::vector<Shards::Cuts> buckets;
+  for (int64_t b = 0; b < kBuckets; ++b) {
+    const int64_t begin = elements * b / kBuckets, count = elements * (b + 1) / kBuckets - begin;
+    buckets.emplace_back();
+    for (int r = 0; r <= group.size(); ++r) buckets.back().push_back(begin + count * r / group.size());
+  }
+  return Shards(group, buckets);
+}
+
 TEST(GradientReducerLaunchedTest, CanonicalHasTheBitsOfOneProcessForEveryEp) {
   const comm::Group world = launched_world().group();
   const int64_t micro_batches = 4 * world.size();
-  const int64_t dense = 3001, expert = 200;
+  const int64_t dense = 60001, expert = 20000;
   for (int64_t ep = 1; ep <= world.size(); ++ep) {
     if (world.size() % ep != 0) continue;
     ParallelConfig config;
@@ -47,7 +59,7 @@ TEST(GradientReducerLaunchedTest, CanonicalHasTheBitsOfOneProcessForEveryEp) {
     const Mesh mesh(world, mesh_sizes(config, world.size()));
     const auto reducer = make_gradient_reducer<float>(
         Reduction::kCanonical,
-        {.dp = mesh.dp(), .edp = mesh.edp(), .sources = ep, .dense = Shards(dense), .expert = Shards(expert)});
+        {.dense = in_buckets(mesh.dp(), dense), .expert = in_buckets(mesh.edp(), expert), .sources = ep});
     reducer->begin_step(micro_batches);
     const int64_t place = mesh.coordinate(Axis::kEp) * expert;
     for (int64_t m = 0; m < 4; ++m) {
@@ -55,6 +67,8 @@ TEST(GradientReducerLaunchedTest, CanonicalHasTheBitsOfOneProcessForEveryEp) {
       for (int64_t s = 0; s < ep; ++s)
         for (int64_t i = 0; i < expert; ++i)
           reducer->expert_gradient(s)[i] += number((mesh.coordinate(Axis::kEdp) * ep + s) * 4 + m, place + i);
+      for (int64_t bucket = kBuckets - 1; m == 3 && bucket > 0; --bucket)
+        for (const bool of_expert : {false, true}) reducer->complete(of_expert, bucket);
       reducer->micro_batch_done();
     }
     reducer->finish();

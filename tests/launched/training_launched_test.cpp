@@ -49,6 +49,28 @@ TEST_P(TrainingLaunchedTest, InterleavedIsBitwiseAndChunkedIsClose) {
   }
 }
 
+// Sums beside backward and weights beside forward, moved on by polls and by a thread; no message counts as eager.
+TEST(TrainingLaunchedOverlapTest, ChangesNoBit) {
+  const LayoutCase wide{.name = "Wide", .change = [](auto& config) { config.train.micro_batch_size = 4; }};
+  for (const auto by : {comm::ProgressBy::kThread, comm::ProgressBy::kPoll}) {
+    const auto progress = std::make_shared<comm::Progress>();
+    progress->advance_by(by);
+    const comm::Group world(comm::make_mpi_world({.eager_bytes = 0}, progress));
+    std::vector<Layout> layouts{{.dp = world.size()}, {.dp = world.size(), .ep = world.size()}};
+    if (world.size() % 2 == 0) layouts.push_back({.dp = world.size() / 2, .ep = 2, .tp = 2});
+    for (Layout layout : layouts)
+      for (const auto reduction : {parallel::Reduction::kCanonical, parallel::Reduction::kFast})
+        for (const auto executor : {parallel::ExecutorType::kSequential, parallel::ExecutorType::kInterleaved})
+          for (layout.zero = 0; layout.zero < 2; ++layout.zero) {
+            layout.executor = executor;
+            layout.overlap = false;
+            const auto waiting = run_layout(world, layout, wide, reduction);
+            layout.overlap = true;
+            expect_same(run_layout(world, layout, wide, reduction), waiting);
+          }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, TrainingLaunchedTest, ::testing::ValuesIn(layout_cases()),
                          [](const auto& info) { return info.param.name; });
 

@@ -41,57 +41,103 @@ std::ostream& operator<<(std::ostream& out, const Layout& layout) {
   return out << "dp " << layout.dp << " ep " << layout.ep << (layout.sharded ? " sharded" : "");
 }
 
-// Of uneven sizes; nothing for the second rank.
+// Two buckets of uneven parts; nothing of the second one for the second rank.
 Shards odd_shards(const comm::Group& group, int64_t elements) {
-  std::vector<int64_t> cuts{0};
-  for (int r = 1; r < group.size(); ++r) cuts.push_back(std::max(1, r - 1) * 17);
-  cuts.push_back(elements);
-  return Shards(group, cuts);
+  const int64_t middle = elements / 3;
+  Shards::Cuts first, second{middle};
+  for (int r = 0; r <= group.size(); ++r) first.push_back(middle * r / group.size());
+  for (int r = 1; r < group.size(); ++r) second.push_back(middle + std::max(1, r - 1) * 7);
+  second.push_back(elements);
+  return Shards(group, {first, second});
 }
 
-// What one rank does with its gradients in two steps; the second step's sums, gathered.
-Sums run_rank(const comm::Group& world, Reduction reduction, const Layout& layout, int64_t micro_batches) {
-  const auto& [dp, ep, sharded] = layout;
-  ParallelConfig config;
-  config.dp = dp;
-  config.ep = ep;
-  const Mesh mesh(world, mesh_sizes(config, dp));
-  const int64_t local = kExperts / ep;
-  const int64_t first_expert = mesh.coordinate(Axis::kEp) * local;
-  const Shards dense = sharded ? odd_shards(mesh.dp(), kDense) : Shards(kDense);
-  const Shards expert = sharded ? odd_shards(mesh.edp(), local * kPerExpert) : Shards(local * kPerExpert);
-  const auto reducer = make_gradient_reducer<float>(
-      reduction, {.dp = mesh.dp(), .edp = mesh.edp(), .sources = ep, .dense = dense, .expert = expert});
-  const int64_t count = micro_batches / dp;
-  for (int step = 0; step < 2; ++step) {
-    reducer->begin_step(micro_batches);
+// When sums over ranks start: at the end, or those of the last buckets while micro-batches are under way.
+enum class Start { kAtTheEnd, kBeforeTheLastIsDone, kBeforeTheLastTwoAreDone };
+
+// One rank in a layout.
+class Rank {
+ public:
+  Rank(const comm::Group& world, Reduction reduction, const Layout& layout)
+      : layout_(layout),
+        mesh_(world, sizes(layout)),
+        local_(kExperts / layout.ep),
+        dense_(odd_shards(mesh_.dp(), kDense)),
+        expert_(odd_shards(mesh_.edp(), local_ * kPerExpert)),
+        reducer_(make_gradient_reducer<float>(
+            reduction, {.dense = dense_, .expert = expert_, .sharded = layout.sharded, .sources = layout.ep})) {}
+
+  // Its gradients of a step of `micro_batches`; the sums, gathered.
+  Sums step(int64_t micro_batches, Start start) {
+    reducer_->begin_step(micro_batches);
+    const int64_t count = micro_batches / layout_.dp;
+    const int64_t together = start == Start::kBeforeTheLastTwoAreDone ? std::min<int64_t>(2, count) : 1;
     for (int64_t m = 0; m < count; ++m) {
-      for (int64_t i = 0; i < kDense; ++i)
-        reducer->dense_gradient()[i] += dense_number(mesh.coordinate(Axis::kDp) * count + m, i);
-      for (int64_t s = 0; s < ep; ++s) {
-        const std::span<float> gradient = reducer->expert_gradient(s);
-        const int64_t micro_batch = (mesh.coordinate(Axis::kEdp) * ep + s) * count + m;
-        for (int64_t i = 0; i < std::ssize(gradient); ++i)
-          gradient[i] += expert_number(micro_batch, first_expert + i / kPerExpert, i % kPerExpert);
-      }
-      reducer->micro_batch_done();
+      const bool waits = m >= count - together;
+      write(m, count, waits ? m - (count - together) : 0);
+      if (!waits) reducer_->micro_batch_done();
     }
-    reducer->finish();
+    for (int64_t left = together; left > 0; --left) {
+      if (start != Start::kAtTheEnd && left == together) complete(1);
+      if (start != Start::kAtTheEnd && left == 1) reducer_->complete(true, 0);
+      reducer_->micro_batch_done();
+    }
+    reducer_->finish();
+    return sums();
   }
-  Sums sums{std::vector<float>(kDense), std::vector<float>(kExperts * kPerExpert)};
-  std::vector<float> experts(local * kPerExpert);
-  std::copy(reducer->dense().begin(), reducer->dense().end(), sums.dense.begin() + dense.begin());
-  std::copy(reducer->expert().begin(), reducer->expert().end(), experts.begin() + expert.begin());
-  dense.gather(std::span<float>(sums.dense));
-  expert.gather(std::span<float>(experts));
-  mesh.ep().all_gather(std::span<const float>(experts), std::span<float>(sums.experts));
-  return sums;
-}
 
-std::vector<Sums> run_layout(Reduction reduction, const Layout& layout, int64_t micro_batches) {
+ private:
+  static AxisValues sizes(const Layout& layout) {
+    ParallelConfig config;
+    config.dp = layout.dp;
+    config.ep = layout.ep;
+    return mesh_sizes(config, layout.dp);
+  }
+  void complete(size_t bucket) {
+    reducer_->complete(false, bucket);
+    reducer_->complete(true, bucket);
+  }
+  void write(int64_t m, int64_t count, int64_t ahead) {
+    for (int64_t i = 0; i < kDense; ++i)
+      reducer_->dense_gradient(ahead)[i] += dense_number(mesh_.coordinate(Axis::kDp) * count + m, i);
+    for (int64_t s = 0; s < layout_.ep; ++s) {
+      const std::span<float> gradient = reducer_->expert_gradient(s, ahead);
+      const int64_t micro_batch = (mesh_.coordinate(Axis::kEdp) * layout_.ep + s) * count + m;
+      const int64_t first_expert = mesh_.coordinate(Axis::kEp) * local_;
+      for (int64_t i = 0; i < std::ssize(gradient); ++i)
+        gradient[i] += expert_number(micro_batch, first_expert + i / kPerExpert, i % kPerExpert);
+    }
+  }
+  void put(std::span<const float> owned, const Shards& shards, std::vector<float>& whole) const {
+    if (!layout_.sharded) {
+      std::copy(owned.begin(), owned.end(), whole.begin());
+      return;
+    }
+    for (const auto& own : shards.own()) std::copy_n(owned.begin() + own.at, own.count, whole.begin() + own.begin);
+    shards.gather(std::span<float>(whole));
+  }
+  Sums sums() {
+    Sums sums{std::vector<float>(kDense), std::vector<float>(kExperts * kPerExpert)};
+    std::vector<float> experts(local_ * kPerExpert);
+    put(reducer_->dense(), dense_, sums.dense);
+    put(reducer_->expert(), expert_, experts);
+    mesh_.ep().all_gather(std::span<const float>(experts), std::span<float>(sums.experts));
+    return sums;
+  }
+
+  Layout layout_;
+  Mesh mesh_;
+  int64_t local_;
+  Shards dense_, expert_;
+  std::unique_ptr<GradientReducer<float>> reducer_;
+};
+
+std::vector<Sums> run_layout(Reduction reduction, const Layout& layout, int64_t micro_batches,
+                             Start start = Start::kAtTheEnd) {
   std::vector<Sums> sums(layout.dp);
   test::run_ranks(static_cast<int>(layout.dp), [&](const comm::Group& world) {
-    sums[world.rank()] = run_rank(world, reduction, layout, micro_batches);
+    Rank rank(world, reduction, layout);
+    rank.step(micro_batches, start);
+    sums[world.rank()] = rank.step(micro_batches, start);
   });
   return sums;
 }
@@ -140,20 +186,50 @@ TEST(GradientReducerRanksTest, FastGivesTheSumsUpToRounding) {
     }
 }
 
+// When the sums start changes no bit, of either reduction; and fast, too, gives the same to those that share and those
+// that do not.
+TEST(GradientReducerRanksTest, SumsThatStartBeforeTheEndHaveTheSameBits) {
+  for (const Reduction reduction : {Reduction::kCanonical, Reduction::kFast})
+    for (const Layout& layout : kLayouts) {
+      const auto expected = run_layout(reduction, {layout.dp, layout.ep}, 16);
+      for (const Start start : {Start::kAtTheEnd, Start::kBeforeTheLastIsDone, Start::kBeforeTheLastTwoAreDone}) {
+        const auto got = run_layout(reduction, layout, 16, start);
+        for (int64_t r = 0; r < layout.dp; ++r) {
+          EXPECT_EQ(got[r].dense, expected[r].dense) << layout << " " << static_cast<int>(start);
+          EXPECT_EQ(got[r].experts, expected[r].experts) << layout << " " << static_cast<int>(start);
+        }
+      }
+    }
+}
+
 TEST(GradientReducerTest, CanonicalRefusesWhatTheTreeCannotCut) {
   test::run_ranks(2, [](const comm::Group& world) {
-    const auto reducer =
-        make_gradient_reducer<float>(Reduction::kCanonical, {.dp = world, .edp = world, .dense = Shards(8)});
+    const auto reducer = make_gradient_reducer<float>(
+        Reduction::kCanonical, {.dense = Shards(world, {{0, 4, 8}}), .expert = Shards(world, {{0, 0, 0}})});
     EXPECT_THROW(reducer->begin_step(12), ConfigError);
     reducer->begin_step(4);
   });
 }
 
+TEST(GradientReducerTest, ABucketIsCompleteOnlyWhenEveryMicroBatchHasBegun) {
+  const auto reducer = make_gradient_reducer<double>(Reduction::kCanonical, {.dense = Shards(8), .expert = Shards(8)});
+  reducer->begin_step(2);
+  reducer->dense_gradient();
+  reducer->expert_gradient(0);
+  for (const bool expert : {false, true}) EXPECT_THROW(reducer->complete(expert, 0), BugError);
+  reducer->dense_gradient(1)[3] = 2;
+  reducer->complete(false, 0);
+  reducer->micro_batch_done();
+  reducer->micro_batch_done();
+  reducer->finish();
+  EXPECT_EQ(reducer->dense()[3], 2.0);
+}
+
 TEST(GradientReducerTest, AStepOutOfOrderIsABug) {
   for (const Reduction reduction : {Reduction::kCanonical, Reduction::kFast}) {
-    const auto reducer = make_gradient_reducer<double>(
-        reduction, {.dp = comm::Group(), .edp = comm::Group(), .dense = Shards(8), .expert = Shards(8)});
+    const auto reducer = make_gradient_reducer<double>(reduction, {.dense = Shards(8), .expert = Shards(8)});
     EXPECT_THROW(reducer->dense_gradient(), BugError);
+    EXPECT_THROW(reducer->complete(false, 0), BugError);
     reducer->begin_step(2);
     reducer->micro_batch_done();
     EXPECT_THROW(reducer->finish(), BugError);

@@ -44,30 +44,65 @@ RC_GTEST_PROP(ShardsTest, CutsAreAscendingPlacesAndNoShardIsLargerThanItsShareAn
 
 TEST(ShardsTest, WithoutAGroupEveryRankOwnsEverything) {
   const Shards shards(7);
-  EXPECT_EQ(shards.begin(), 0);
+  ASSERT_EQ(shards.own().size(), 1u);
+  EXPECT_EQ(shards.own(0).begin, 0);
   EXPECT_EQ(shards.count(), 7);
   std::vector<float> data(7, 1.5f);
-  EXPECT_EQ(shards.own(std::span<float>(data)).size(), 7u);
   shards.gather(std::span<float>(data));
   EXPECT_EQ(data, std::vector<float>(7, 1.5f));
 }
 
 TEST(ShardsTest, CutsThatAreNoDivisionAreABug) {
-  EXPECT_THROW(Shards(comm::Group(), {0}), BugError);
-  EXPECT_THROW(Shards(comm::Group(), {1, 5}), BugError);
-  EXPECT_THROW(Shards(comm::Group(), {0, 3, 5}), BugError);
+  const auto shards = [](std::vector<Cuts> buckets) { return Shards(comm::Group(), std::move(buckets)); };
+  EXPECT_THROW(shards({}), BugError);
+  EXPECT_THROW(shards({Cuts{0}}), BugError);
+  EXPECT_THROW(shards({Cuts{1, 5}}), BugError);
+  EXPECT_THROW(shards({Cuts{0, 3, 5}}), BugError);
+  EXPECT_THROW(shards({Cuts{0, 3}, Cuts{4, 5}}), BugError);
+  EXPECT_EQ(shards({Cuts{0, 3}, Cuts{3, 5}}).count(), 5);
+}
+
+// Two buckets; rank 1 owns nothing of the first, rank 3 nothing of the second.
+const std::vector<Cuts> kUneven{{0, 5, 5, 6, 20}, {20, 22, 30, 31, 31}};
+
+TEST(ShardsRanksTest, WhatARankOwnsLiesRangeAfterRange) {
+  test::run_ranks(4, [](const comm::Group& group) {
+    const Shards shards(group, kUneven);
+    EXPECT_EQ(shards.elements(), 31);
+    EXPECT_EQ(shards.count(), (std::vector<int64_t>{7, 8, 2, 14})[group.rank()]);
+    const auto ranges = shards.ranges_of(1);
+    EXPECT_EQ(ranges[0].count, 0);
+    EXPECT_EQ(ranges[1].begin, 22);
+    EXPECT_EQ(ranges[1].end(), 30);
+    EXPECT_EQ(ranges[1].at, 0);
+    EXPECT_EQ(shards.ranges_of(0)[1].at, 5);
+    for (size_t b = 0; b < 2; ++b) EXPECT_EQ(shards.own(b).begin, shards.ranges_of(group.rank())[b].begin);
+  });
 }
 
 TEST(ShardsRanksTest, GatherBringsEveryOwnersElementsToAll) {
   test::run_ranks(4, [](const comm::Group& group) {
-    const Shards shards(group, {0, 5, 5, 6, 20});  // rank 1 owns nothing
-    std::vector<double> data(20, -1.0), expected(20);
+    const Shards shards(group, kUneven);
+    std::vector<double> data(31, -1.0), expected(31);
     std::iota(expected.begin(), expected.end(), 0.0);
-    const auto own = shards.own(std::span<double>(data));
-    ASSERT_EQ(std::ssize(own), shards.count());
-    std::iota(own.begin(), own.end(), static_cast<double>(shards.begin()));
+    for (const auto& own : shards.own()) std::copy_n(expected.begin() + own.begin, own.count, data.begin() + own.begin);
     shards.gather(std::span<double>(data));
     EXPECT_EQ(data, expected) << group.rank();
+  });
+}
+
+TEST(ShardsRanksTest, BucketsTravelSideBySide) {
+  test::run_ranks(3, [](const comm::Group& group) {
+    const Shards shards(group, {{0, 2, 4, 6}, {6, 6, 7, 9}});
+    std::vector<float> data(9, -1.0f);
+    for (const auto& own : shards.own())
+      std::fill_n(data.begin() + own.begin, own.count, static_cast<float>(group.rank()));
+    comm::Work second = shards.start_gather(1, std::span<float>(data));
+    comm::Work first = shards.start_gather(0, std::span<float>(data));
+    second.finish();
+    EXPECT_EQ((std::vector<float>(data.begin() + 6, data.end())), (std::vector<float>{1, 2, 2}));
+    first.finish();
+    EXPECT_EQ((std::vector<float>(data.begin(), data.begin() + 6)), (std::vector<float>{0, 0, 1, 1, 2, 2}));
   });
 }
 

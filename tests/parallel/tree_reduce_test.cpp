@@ -42,16 +42,27 @@ std::span<T> accumulate(TreeAccumulator<T>& tree, int64_t first, int64_t count, 
   return tree.finish();
 }
 
+// Five buckets, each shared evenly.
+Shards even_shards(const comm::Group& group, int64_t elements) {
+  std::vector<Shards::Cuts> buckets;
+  for (int64_t b = 0; b < 5; ++b) {
+    const int64_t begin = elements * b / 5, count = elements * (b + 1) / 5 - begin;
+    buckets.emplace_back();
+    for (int r = 0; r <= group.size(); ++r) buckets.back().push_back(begin + count * r / group.size());
+  }
+  return Shards(group, buckets);
+}
+
 // On every one of dp ranks.
 template <typename T>
 std::vector<std::vector<T>> summed_over(int64_t micro_batches, int dp, int64_t elements) {
   std::vector<std::vector<T>> results(dp);
   test::run_ranks(dp, [&](const comm::Group& group) {
     TreeAccumulator<T> tree(elements);
-    TreeReduce<T> all(group, Shards(elements), 1);
+    TreeReduce<T> all({.parts = even_shards(group, elements)});
     const int64_t count = micro_batches / dp;
     std::span<T> sum = accumulate(tree, group.rank() * count, count, elements);
-    all.run(std::span<const std::span<T>>(&sum, 1));
+    all.finish(std::span<const std::span<T>>(&sum, 1));
     results[group.rank()].assign(sum.begin(), sum.end());
   });
   return results;
@@ -119,19 +130,34 @@ TEST(TreeReduceTest, AMicroBatchWithoutGradientsStillCounts) {
   EXPECT_THROW(tree.finish(), BugError);
 }
 
-TEST(TreeReduceTest, CutsCoverEverythingAtRoundOffsets) {
-  for (const int ranks : {1, 2, 3, 7})
-    for (const int64_t elements : {0L, 1L, 15L, 100L, 65536L * 7 - 1, 65536L * 7, 65536L * 20 + 5}) {
-      const std::vector<int64_t> cuts = slice_cuts(elements, ranks);
-      ASSERT_EQ(std::ssize(cuts), ranks + 1);
-      EXPECT_EQ(cuts.front(), 0);
-      EXPECT_EQ(cuts.back(), elements);
-      const int64_t unit = elements >= ranks * 65536 ? 65536 : 16;
-      for (int r = 0; r < ranks; ++r) {
-        EXPECT_LE(cuts[r], cuts[r + 1]);
-        EXPECT_TRUE(cuts[r] % unit == 0 || cuts[r] == elements);
-        EXPECT_LE(cuts[r + 1] - cuts[r], (elements + unit - 1) / unit / ranks * unit + unit);
+// Sums are made from the end to the beginning, in uneven pieces, while `ahead` micro-batches are under way: the last
+// one of them is pushed after all others.
+TEST(TreeReduceTest, SumsOfPartsBeforeTheLastMicroBatchIsDoneHaveTheSameBits) {
+  constexpr int64_t kElements = 40;
+  TreeAccumulator<float> tree(kElements);
+  for (int64_t n = 1; n <= 20; ++n)
+    for (int64_t ahead = 1; ahead <= std::min<int64_t>(n, 3); ++ahead) {
+      tree.begin();
+      for (int64_t m = 0; m < n; ++m) {
+        const std::span<float> gradient = tree.current(std::max<int64_t>(0, m - (n - ahead)));
+        for (int64_t i = 0; i < kElements; ++i) gradient[i] += number<float>(m, i);
+        if (m < n - ahead) tree.push();
       }
+      const auto expected = reference<float>(n, kElements);
+      const std::span<float> sum = tree.sum_from(33);
+      EXPECT_EQ(tree.under_way(), ahead);
+      const auto same_from = [&](int64_t begin) {
+        EXPECT_TRUE(std::equal(sum.begin() + begin, sum.end(), expected.begin() + begin)) << n << " " << ahead;
+      };
+      same_from(33);
+      for (int64_t left = ahead; left > 0; --left) {
+        EXPECT_EQ(tree.sum_from(10 * left).data(), sum.data());
+        same_from(10 * left);
+        tree.push();
+      }
+      EXPECT_EQ(tree.finish().data(), sum.data()) << n << " " << ahead;
+      same_from(0);
+      EXPECT_THROW(tree.sum_from(1), BugError);
     }
 }
 
@@ -168,27 +194,45 @@ TEST(TreeReduceRanksTest, LargeBuffersAndDoublesToo) {
     for (const auto& result : summed_over<float>(6, dp, 65536 * 3 + 77)) EXPECT_EQ(result, expected) << dp;
 }
 
-TEST(TreeReduceRanksTest, RoundsOfAnyLengthAndPartsOfAnySizeGiveTheSameSums) {
+TEST(TreeReduceRanksTest, BucketsInAnyOrderAndPartsOfAnySizeGiveTheSameSums) {
   const int64_t elements = 1000;
   const auto expected = reference<float>(6, elements);
-  const std::vector<int64_t> cuts{0, 350, 350, 1000};  // rank 1 sums nothing
-  for (const bool all : {true, false})
-    for (const int64_t round : {int64_t{1}, int64_t{100}, int64_t{999}, TreeReduce<float>::kRound}) {
+  // Rank 1 sums nothing in the first bucket, rank 2 nothing in the last; one bucket is empty. More than travel at a
+  // time.
+  const std::vector<Shards::Cuts> buckets{{0, 350, 350, 600},   {600, 600, 600, 600}, {600, 610, 700, 701},
+                                          {701, 710, 720, 730}, {730, 730, 730, 800}, {800, 801, 1000, 1000}};
+  for (const bool everywhere : {true, false})
+    for (const std::vector<size_t>& early :
+         {std::vector<size_t>{}, {5}, {5, 4, 3, 2, 1}, {0, 3, 5}, {5, 4, 3, 2, 1, 0}})
       test::run_ranks(3, [&](const comm::Group& group) {
-        const Shards wanted = all ? Shards(elements) : Shards(group, cuts);
+        const Shards parts(group, buckets);
         std::vector<std::vector<float>> sources(2, std::vector<float>(elements));
         std::vector<std::span<float>> subtrees(sources.begin(), sources.end());
-        TreeReduce<float> sum(group, wanted, 2, {}, round);
+        TreeReduce<float> sum({.parts = parts, .everywhere = everywhere, .subtrees = 2});
         for (int step = 0; step < 2; ++step) {
           for (int s = 0; s < 2; ++s)
             for (int64_t i = 0; i < elements; ++i) sources[s][i] = number<float>(group.rank() * 2 + s, i);
-          const std::span<float> got = sum.run(subtrees);
-          ASSERT_EQ(std::ssize(got), wanted.count());
-          EXPECT_EQ(got.data(), sources[0].data() + wanted.begin());
-          EXPECT_TRUE(std::equal(got.begin(), got.end(), expected.begin() + wanted.begin())) << all << " " << round;
+          for (const size_t bucket : early) sum.start(bucket, subtrees);
+          const std::span<float> got = sum.finish(subtrees);
+          if (everywhere) {
+            EXPECT_EQ(got.data(), sources[0].data());
+            EXPECT_TRUE(std::equal(got.begin(), got.end(), expected.begin(), expected.end()));
+            continue;
+          }
+          ASSERT_EQ(std::ssize(got), parts.count());
+          for (const auto& own : parts.own())
+            EXPECT_TRUE(
+                std::equal(got.begin() + own.at, got.begin() + own.at + own.count, expected.begin() + own.begin));
         }
       });
-    }
+}
+
+TEST(TreeReduceRanksTest, ABucketIsSummedOnce) {
+  TreeReduce<float> sum({.parts = Shards(8)});
+  std::vector<float> data(8, 1.0f);
+  const std::span<float> subtree(data);
+  sum.start(0, std::span<const std::span<float>>(&subtree, 1));
+  EXPECT_THROW(sum.start(0, std::span<const std::span<float>>(&subtree, 1)), BugError);
 }
 
 // dp = edp * ep data-parallel ranks, each with one micro-batch; rank e of the edp group holds the subtrees of its ep
@@ -205,7 +249,7 @@ TEST(TreeReduceRanksTest, SubtreesOfSeveralSourcesPerRankAreOneTree) {
         for (int64_t i = 0; i < elements; ++i) sources[s][i] = number<float>(group.rank() * ep + s, i);
         subtrees.push_back(sources[s]);
       }
-      TreeReduce<float>(group, Shards(elements), ep).run(subtrees);
+      TreeReduce<float>({.parts = even_shards(group, elements), .subtrees = ep}).finish(subtrees);
       EXPECT_EQ(sources[0], expected) << "edp " << group.size() << ", ep " << ep;
     });
   }

@@ -20,7 +20,7 @@ namespace conclave::test {
 
 struct Layout {
   int64_t dp = 1, ep = 1, zero = 0, tp = 1, etp = 1;
-  bool sequence_parallel = true;
+  bool sequence_parallel = true, overlap = true;
   moe::DispatchType dispatch = moe::DispatchType::kAuto;
   parallel::ExecutorType executor = parallel::ExecutorType::kSequential;
 
@@ -196,6 +196,7 @@ class RankRun {
     config.moe.dispatch.type = layout.dispatch;
     config.parallel.reduction = reduction;
     config.parallel.executor = layout.executor;
+    config.parallel.overlap_grad_reduce = config.parallel.overlap_param_gather = layout.overlap;
     if (layout.executor == parallel::ExecutorType::kChunked) config.parallel.chunks = 3;  // does not divide the tokens
     train::resolve(config, layout.ranks());
     return config;
@@ -214,8 +215,7 @@ class RankRun {
   train::TrainStep step_;
 };
 
-// Trains on the ranks of `world`, one thread each unless `threads` says otherwise: all steps with reduction canonical,
-// one with fast; never more than `most_steps`. Collective.
+// Trains on the ranks of `world`: all steps with canonical, one with fast, at most `most_steps`. Collective.
 inline LayoutOutcome run_layout(const comm::Group& world, Layout layout, const LayoutCase& layout_case,
                                 parallel::Reduction reduction, int threads = 1, int64_t most_steps = 100) {
   RankRun run(world, layout, layout_case, reduction);

@@ -31,7 +31,7 @@ struct Overlap {
 Overlap overlap_of(const Timeline& timeline) {
   Overlap overlap;
   for (const auto& exchange : timeline.events()) {
-    if (!exchange.exchange) continue;
+    if (!exchange.exchange || exchange.micro_batch < 0) continue;  // sums of gradients have none
     ++overlap.exchanges;
     bool other = false, own = false;
     for (const auto& work : timeline.events()) {

@@ -24,7 +24,7 @@ void InterleavedExecutor::run(const MicroBatches& micro_batches) const {
       if (!lane.walk && begun < micro_batches.count) {
         lane.micro_batch = begun++;
         lane.frame.emplace(micro_batches.begin(lane.micro_batch));
-        lane.walk.emplace(model_, schedule_, *lane.frame, timeline_);
+        lane.walk.emplace(model_, schedule_, *lane.frame, timeline_, &micro_batches.hooks);
       }
       if (!lane.walk) continue;
       lane.walk->advance();

@@ -12,10 +12,10 @@ class SequentialExecutor : public Executor {
       : model_(model), timeline_(timeline) {}
   void run(const MicroBatches& micro_batches) const override;
   // One frame: forward, and backward when it has gradients.
-  void run(nn::Frame& frame) const;
+  void run(nn::Frame& frame, const WeightHooks& hooks = {}) const;
   // The halves of it.
-  void forward(nn::Frame& frame) const;
-  void backward(nn::Frame& frame) const;
+  void forward(nn::Frame& frame, const WeightHooks& hooks = {}) const;
+  void backward(nn::Frame& frame, const WeightHooks& hooks = {}) const;
 
  private:
   const Transformer& model_;

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loop of a run over rank threads: what is read between steps is read after the weights have arrived.
+#include "train/trainer.h"
+
+#include "core/log.h"
+#include "data/token_files.h"
+#include "support/ranks.h"
+#include "train/layout_runs.h"
+
+namespace conclave::test {
+namespace {
+
+train::RunConfig run_config(const std::string& tokens, bool overlap) {
+  train::RunConfig config = layout_config({.name = "Trainer"});
+  config.data.train = {{.name = "t", .path = tokens}};
+  config.data.valid = {{.name = "v", .path = tokens}};
+  config.parallel.zero = 1;
+  config.parallel.overlap_grad_reduce = config.parallel.overlap_param_gather = overlap;
+  config.train.steps = 3;
+  config.eval.every = 1;
+  config.eval.batches = 2;
+  config.checkpoint.every = 2;
+  train::resolve(config, 2);
+  return config;
+}
+
+struct Trained {
+  std::vector<double> evaluations;  // the last one, by source
+  std::string digest;               // of the last checkpoint
+};
+
+Trained train_on(const comm::Group& world, const train::RunConfig& config, const std::filesystem::path& where) {
+  at::set_num_threads(1);
+  const parallel::Mesh mesh(world, config.parallel);
+  data::LoaderOptions options;
+  options.data = config.data;
+  options.expected = {int64_t{1} << 20, ""};
+  options.micro_batch_size = config.train.micro_batch_size;
+  options.global_batch_size = config.train.global_batch_size;
+  options.dp_rank = mesh.dp().rank();
+  options.dp_size = mesh.dp().size();
+  data::BatchLoader batches(options);
+  const data::ValidationLoader validation(options, config.eval.batches);
+  const auto log = make_silent_log();
+  Failpoints none;
+  checkpoint::Store store(world, where, {.keep_last = 2, .directory = {.lock = {0.05, 0.5}}}, none, *log);
+  comm::Watchdog watchdog(0, world.rank(), std::make_shared<comm::Activity>());
+  model::Transformer model(train::transformer_config(config), mesh);
+  train::TrainStep step(config, mesh, model, none);
+  train::Trainer trainer({config, mesh, model, step, batches, &validation, store, {}, watchdog, none, *log});
+  EXPECT_EQ(trainer.run(), ExitCode::kDone);
+  Trained trained;
+  for (const auto& evaluation : trainer.last_evaluation()) trained.evaluations.push_back(evaluation.loss);
+  checkpoint::ResumeRequest request;
+  request.mode = "must";
+  request.config = train::config_record(config);
+  const auto manifest = store.resume(request, train::full_state(model, step, mesh));
+  trained.digest = manifest ? manifest->state.hex() : "";
+  return trained;
+}
+
+TEST(TrainerRanks, EvaluatesAndSavesWeightsThatHaveArrived) {
+  const data::TemporaryDirectory directory;
+  std::vector<int32_t> document(2000);
+  for (size_t i = 0; i < document.size(); ++i) document[i] = static_cast<int32_t>(i * i % 31);
+  data::write_documents(directory / "tokens", {document}, 32);
+  run_ranks(2, [&](const comm::Group& world) {
+    const auto waiting = train_on(world, run_config(directory / "tokens", false), directory / "waiting");
+    const auto overlapped = train_on(world, run_config(directory / "tokens", true), directory / "overlapped");
+    EXPECT_EQ(waiting.evaluations.size(), 1u);
+    EXPECT_EQ(overlapped.evaluations, waiting.evaluations);
+    EXPECT_EQ(overlapped.digest, waiting.digest);
+    EXPECT_FALSE(waiting.digest.empty());
+  });
+}
+
+}  // namespace
+}  // namespace conclave::test
