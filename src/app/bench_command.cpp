@@ -10,6 +10,7 @@
 
 #include "app/bench_dispatch.h"
 #include "app/bench_overlap.h"
+#include "app/bench_scaling.h"
 #include "app/bench_step.h"
 #include "app/config_options.h"
 #include "app/gemm_speed.h"
@@ -26,6 +27,7 @@ struct BenchOptions {
   DispatchBenchOptions dispatch;
   int64_t exchanges = -1;
   OverlapOptions overlap;
+  ScalingOptions scaling;
   std::string json;
 };
 
@@ -112,6 +114,15 @@ int bench_overlap_in(comm::World& world, const BenchOptions& options) {
   return 0;
 }
 
+int bench_scaling_in(comm::World& world, const BenchOptions& options) {
+  const auto config = load_without_data(options.config, world.size());
+  const auto bench = bench_scaling(world, config, options.scaling);
+  if (world.rank() != 0) return 0;
+  fmt::print("{}: {}", options.config.file, scaling_report(bench));
+  if (!options.json.empty()) write_text(options.json, to_json(bench).dump(2));
+  return 0;
+}
+
 void add_gemm(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std::function<int()>& run) {
   auto* command = bench.add_subcommand("gemm", "matrix products: the machine's ceiling, and those of a model");
   add_config_options(*command, options->config);
@@ -190,6 +201,24 @@ void add_overlap(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, 
   });
 }
 
+void add_scaling(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std::function<int()>& run) {
+  auto* command = bench.add_subcommand(
+      "scaling", "the training step of all ranks together beside ranks that train on their own at the same time");
+  add_config_options(*command, options->config);
+  command->add_option("--repetitions", options->scaling.repetitions, "timed steps of each, in turns")
+      ->check(CLI::Range(1, 1000));
+  command->add_option("--json", options->json, "write the figures to this file as well");
+  command->footer(
+      "Example: mpirun -n 2 --host h1,h2 conclave bench scaling configs/bench/overlap.yaml --set "
+      "parallel.executor=interleaved");
+  command->callback([options, &run] {
+    run = [options] {
+      keep_memory();
+      return comm::run_world([&](comm::World& world) { return bench_scaling_in(world, *options); });
+    };
+  });
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& app, std::function<int()>& run) {
@@ -201,6 +230,7 @@ void add_bench_command(CLI::App& app, std::function<int()>& run) {
   add_step(*command, options, run);
   add_dispatch(*command, options, run);
   add_overlap(*command, options, run);
+  add_scaling(*command, options, run);
 }
 
 }  // namespace conclave::app
