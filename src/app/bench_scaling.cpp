@@ -15,6 +15,8 @@
 namespace conclave::app {
 namespace {
 
+double best(const std::vector<double>& values) { return *std::min_element(values.begin(), values.end()); }
+
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
@@ -126,14 +128,15 @@ std::string scaling_report(const ScalingBench& bench) {
   const double isolated = median(bench.isolated.seconds);
   for (const ScalingRow* row : {&bench.isolated, &bench.naive, &bench.waiting, &bench.overlapped}) {
     const double seconds = median(row->seconds);
-    text += fmt::format("  {:<12} {:>10.4f} {:>10.4f} {:>14.0f} {:>14.3f}\n", row->name, seconds,
-                        *std::min_element(row->seconds.begin(), row->seconds.end()),
+    text += fmt::format("  {:<12} {:>10.4f} {:>10.4f} {:>14.0f} {:>14.3f}\n", row->name, seconds, best(row->seconds),
                         static_cast<double>(bench.tokens) / seconds, isolated / seconds);
   }
   return text + fmt::format(
-                    "communication/compute in naive order {:.2f}; tokens/s of a rank, overlapped / isolated {:.3f}; "
-                    "losses differ by {:.1e}\n",
-                    bench.communication(), bench.efficiency(), bench.loss_difference);
+                    "communication/compute in naive order {:.2f} (best steps {:.2f}); tokens/s of a rank, overlapped / "
+                    "isolated {:.3f} ({:.3f}); losses differ by {:.1e}\n",
+                    bench.communication(), best(bench.naive.seconds) / best(bench.isolated.seconds) - 1,
+                    bench.efficiency(), best(bench.isolated.seconds) / best(bench.overlapped.seconds),
+                    bench.loss_difference);
 }
 
 nlohmann::json to_json(const ScalingBench& bench) {
