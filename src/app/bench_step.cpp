@@ -154,10 +154,14 @@ StepBench bench_step(comm::World& world, const train::RunConfig& config, const S
   bench.flops_per_token = model::count_flops(model.shape(), model::Counter::kExact, config.data.seq_len).training();
   std::vector<double> ceilings{ceiling(group)};
   for (int64_t i = 0; i < options.warmup + options.steps; ++i) {
-    if (i == options.warmup + options.steps / 2) ceilings.push_back(ceiling(group));
+    if (i == options.warmup + options.steps / 2) {
+      step.wait_for_weights();
+      ceilings.push_back(ceiling(group));
+    }
     const double seconds = seconds_of(group, [&] { bench.losses.push_back(step.run(i, batches).loss); });
     if (i >= options.warmup) bench.seconds.push_back(seconds);
   }
+  step.wait_for_weights();
   ceilings.push_back(ceiling(group));
   const auto [least, most] = std::minmax_element(ceilings.begin(), ceilings.end());
   bench.ceiling_gflops = *most;

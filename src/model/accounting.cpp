@@ -18,7 +18,7 @@ int64_t key_width(const ModelShape& shape) { return shape.kv_heads * shape.head_
 int64_t swiglu(const ModelShape& shape, int64_t width) { return kMatrices * shape.hidden * width; }
 int64_t projections(const ModelShape& shape) { return 2 * shape.hidden * (query_width(shape) + key_width(shape)); }
 int64_t router(const ModelShape& shape, const LayerShape& layer) {
-  return shape.hidden * (layer.num_experts + (layer.shared_gate ? 1 : 0));
+  return shape.hidden * (layer.router_columns + (layer.shared_gate ? 1 : 0));
 }
 
 int64_t norms(const ModelShape& shape, const LayerShape& layer) {
@@ -44,8 +44,13 @@ LayerParameters layer_parameters(const ModelShape& shape, const LayerShape& laye
   return count;
 }
 
-// Logits, scores, and of each choice its row, weight and id.
-int64_t routing_numbers(const LayerShape& layer) { return layer.moe ? 2 * layer.num_experts + 3 * layer.top_k : 0; }
+// Logits and scores (of noisy routers also both blocks, noise and deviation), and of each choice its row, weight and
+// id.
+int64_t routing_numbers(const LayerShape& layer) {
+  if (!layer.moe) return 0;
+  const int64_t of_experts = layer.router_columns == 0 ? 0 : layer.router_columns > layer.num_experts ? 7 : 2;
+  return of_experts * layer.num_experts + 3 * layer.most_picks;
+}
 
 // Numbers that forward keeps of each token of a micro-batch for backward.
 int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, const MemoryPlan& plan) {
@@ -58,9 +63,10 @@ int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, const Me
   // What sequence parallelism gathers for the attention and for what stands beside the experts.
   if (stream_ranks > 1 && !norms_again) saved += h * (layer.ffn_width + layer.shared_width > 0 ? 2 : 1);
   // Pre-activations of gate and up; their product is cheaper to repeat than to keep.
-  const int64_t widths = layer.ffn_width + layer.shared_width + layer.top_k * layer.expert_width;
+  const int64_t widths = layer.ffn_width + layer.shared_width + layer.most_picks * layer.expert_width;
   // Rows that came from other ranks are kept, local ones are not. An expert that is spread has them on every rank.
-  const int64_t remote_rows = layer.moe ? layer.top_k * h * plan.etp * (plan.sources() - 1) / (plan.sources() * tp) : 0;
+  const int64_t remote_rows =
+      layer.moe ? layer.most_picks * h * plan.etp * (plan.sources() - 1) / (plan.sources() * tp) : 0;
   return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + (layer.residual_dense ? h : 0);
 }
 

@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "core/error.h"
+#include "moe/router.h"
 
 namespace conclave::model {
 namespace {
@@ -34,6 +35,15 @@ int64_t listed_experts(const config::IntOrList& experts, size_t n) {
   return std::get<int64_t>(experts);
 }
 
+int64_t router_columns(const moe::RouterConfig& config, const LayerShape& layer) {
+  const auto* row = moe::Router::find(config.type);
+  if (row == nullptr) return layer.num_experts;  // refused elsewhere
+  const moe::RouteShape shape{.experts = layer.num_experts, .top_k = layer.top_k};
+  int64_t columns = 0;
+  for (const auto& block : row->make(config, shape)->blocks(shape)) columns += block.columns;
+  return columns;
+}
+
 LayerShape moe_layer(const ModelConfig& model, const moe::MoeConfig& moe, int64_t experts) {
   const int64_t width = moe.expert_hidden_size.value_or(dense_width(model));
   if (moe.granularity < 1 || width % moe.granularity != 0)
@@ -44,6 +54,9 @@ LayerShape moe_layer(const ModelConfig& model, const moe::MoeConfig& moe, int64_
                    .top_k = moe.top_k * moe.granularity,
                    .expert_width = width / moe.granularity,
                    .shared_gate = moe.shared_gate};
+  // As many as are positive, and of untrained logits half of them are.
+  layer.most_picks = moe.router.type == "relu" ? layer.num_experts : layer.top_k;
+  layer.router_columns = router_columns(moe.router, layer);
   if (layer.top_k < 1 || layer.top_k > layer.num_experts)
     throw ConfigError("moe.top_k: a token cannot use {} of {} experts (granularity {} multiplies both)", layer.top_k,
                       layer.num_experts, moe.granularity);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/transformer.h"
 
+#include <algorithm>
+
 #include "model/transformer_builder.h"
 #include "nn/linear.h"
 
@@ -26,8 +28,10 @@ Transformer::Transformer(const TransformerConfig& config, const parallel::Mesh& 
   parameters_.allocate(config.dtype, config.seed);
 }
 
-void Transformer::make_dispatcher(const TransformerConfig& config, const moe::DispatchNeeds& needs) {
+void Transformer::make_dispatcher(const TransformerConfig& config, moe::DispatchNeeds needs) {
   moe::DispatchConfig dispatch = config.moe.dispatch;
+  const auto hosts = mesh_.etp().hosts();
+  needs.parts_over_hosts = std::count(hosts.begin(), hosts.end(), hosts[0]) != std::ssize(hosts);
   // A dense model exchanges nothing.
   auto [type, reason] = choose_dispatcher(moe_layers_.empty() ? moe::DispatchType::kAllToAll : dispatch.type, needs,
                                           mesh_.ep(), moe::host_memory(mesh_.world()));

@@ -72,7 +72,7 @@ class Transformer {
 
  private:
   friend class TransformerBuilder;
-  void make_dispatcher(const TransformerConfig& config, const moe::DispatchNeeds& needs);
+  void make_dispatcher(const TransformerConfig& config, moe::DispatchNeeds needs);
 
   ModelShape shape_;
   parallel::Mesh mesh_;

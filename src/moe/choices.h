@@ -15,8 +15,9 @@ namespace conclave::moe {
 
 // The experts of one micro-batch at one MoE layer, before any drop.
 struct ExpertIds {
-  Picks selected;  // what is dispatched: by score and bias
-  Picks unbiased;  // by score alone: what the auxiliary losses count
+  Picks selected;                        // what is dispatched: by score and bias
+  Picks unbiased;                        // by score alone: what the auxiliary losses count
+  std::vector<uint8_t> declined_C = {};  // of the selected, see Choice
 };
 
 class ChoiceObserver {

@@ -20,7 +20,7 @@ namespace {
 // Below this `auto` does not count on shared memory: containers have 64 MiB unless told otherwise.
 constexpr int64_t kLeastRoom = int64_t{256} << 20;
 
-constexpr const char* kNothingToRound = "payload bf16 changes nothing: no row of the ep group crosses between hosts";
+constexpr const char* kNothingToRound = "payload bf16 changes nothing: no row crosses between hosts";
 
 bool on_one_host(const std::vector<int>& hosts) {
   return std::all_of(hosts.begin(), hosts.end(), [&](int host) { return host == hosts[0]; });
@@ -29,7 +29,8 @@ bool on_one_host(const std::vector<int>& hosts) {
 // Whoever is to be told that rounding does nothing here.
 std::string with_payload(std::string reason, const DispatchNeeds& needs, const std::vector<int>& hosts) {
   if (needs.payload == DispatchPayload::kSame) return reason;
-  const std::string note = on_one_host(hosts) ? kNothingToRound : "rows between hosts as bf16";
+  const std::string note =
+      on_one_host(hosts) && !needs.parts_over_hosts ? kNothingToRound : "rows between hosts as bf16";
   return reason.empty() ? note : fmt::format("{}; {}", reason, note);
 }
 

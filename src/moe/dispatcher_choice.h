@@ -14,6 +14,7 @@ struct DispatchNeeds {
   int64_t top_k = 1;
   bool bitwise = false;  // sums in token order only: reduction canonical
   DispatchPayload payload = DispatchPayload::kSame;
+  bool parts_over_hosts = false;  // an expert's width is spread over several hosts
 };
 
 // What `shared` could have on a host. The ranks of all ep groups take from one /dev/shm.

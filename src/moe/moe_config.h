@@ -36,9 +36,7 @@ struct LayerPattern {
 // Options of one router each; given with another type they are refused.
 struct NoisyTopKConfig {
   double epsilon = 1e-2;
-  void fields(auto&& field) {
-    field("epsilon", epsilon, "least standard deviation of the noise", config::kNotNegative);
-  }
+  void fields(auto&& field) { field("epsilon", epsilon, "least standard deviation of the noise", config::kPositive); }
 };
 
 struct HashConfig {
@@ -60,10 +58,8 @@ struct SinkhornConfig {
 };
 
 struct ExpertChoiceConfig {
-  double capacity_factor = 1.0;
   double threshold_decay = 0.99;
   void fields(auto&& field) {
-    field("capacity_factor", capacity_factor, "an expert takes factor * k * T / E tokens", config::kPositive);
     field("threshold_decay", threshold_decay, "of the mean admission threshold that evaluation uses",
           config::kDecayRate);
   }

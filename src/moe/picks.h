@@ -24,7 +24,4 @@ struct Picks {
 // Equally many for each token.
 Picks even_picks(std::vector<int32_t> ids_TK, int64_t tokens);
 
-// Those that `keep_C` marks, and where each of them was.
-Picks kept_picks(const Picks& picks, std::span<const uint8_t> keep_C, std::vector<int32_t>* from = nullptr);
-
 }  // namespace conclave::moe

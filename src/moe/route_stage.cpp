@@ -44,11 +44,12 @@ RouteInput RouteStage::route_input(nn::Frame& frame) const {
 
 void RouteStage::observe(Choice& choice, const RouteInput& in) const {
   if (observer_ == nullptr || !in.moment.training) return;
-  ExpertIds ids{choice.picks, choice.counted()};
+  ExpertIds ids{choice.picks, choice.counted(), choice.declined_C};
   if (!observer_->chosen(in.batch, slots_.layer, ids)) return;
   choice.picks = std::move(ids.selected);
   choice.unbiased = std::move(ids.unbiased);
   router_->weigh(choice, in);
+  choice.declined_C = std::move(ids.declined_C);
 }
 
 std::vector<uint8_t> RouteStage::admitted(Choice& choice, const RouteInput& in, int64_t& dropped) const {
@@ -66,7 +67,7 @@ std::vector<uint8_t> RouteStage::admitted(Choice& choice, const RouteInput& in, 
   return keep;
 }
 
-Tensor RouteStage::pair_weights(const Decision& decision) const {
+Tensor RouteStage::pair_weights(const Decision& decision, bool training) const {
   const Routing& routing = decision.routing;
   Tensor pairs = at::empty({routing.pairs()}, decision.choice.weights_C.options());
   by_dtype(pairs, [&](auto zero) {
@@ -74,7 +75,7 @@ Tensor RouteStage::pair_weights(const Decision& decision) const {
     const std::span<const T> weights = elements<T>(decision.choice.weights_C);
     const auto out = elements<T>(pairs);
     for (int64_t n = 0; n < routing.pairs(); ++n) out[n] = weights[routing.picks_N[n]];
-    if (renormalizes()) Survivors{routing, config_.router.routed_scaling_factor}.normalize<T>(weights, out);
+    if (renormalizes(training)) Survivors{routing, config_.router.routed_scaling_factor}.normalize<T>(weights, out);
   });
   return pairs;
 }
@@ -100,7 +101,7 @@ void RouteStage::forward(nn::Frame& frame) {
   observe(decision.choice, in);
   const auto keep = admitted(decision.choice, in, decision.routing.dropped);
   settle(decision, keep, frame.batch());
-  frame.value(slots_.weights) = pair_weights(decision);
+  frame.value(slots_.weights) = pair_weights(decision, frame.training());
   frame.object(slots_.decision) = std::move(decision);
 }
 
@@ -111,7 +112,7 @@ Tensor RouteStage::weights_gradient(const Tensor& dweights_N, const Decision& de
     using T = decltype(zero);
     const std::span<const T> in = elements<T>(dweights_N), weights = elements<T>(decision.choice.weights_C);
     const auto out = elements<T>(dweights);
-    if (renormalizes()) {
+    if (renormalizes(true)) {
       Survivors{routing, config_.router.routed_scaling_factor}.differentiate<T>(weights, in, out);
       return;
     }

@@ -55,10 +55,13 @@ class RouteStage : public nn::Stage {
   // Replaces the picks where the observer says so.
   void observe(Choice& choice, const RouteInput& in) const;
   std::vector<uint8_t> admitted(Choice& choice, const RouteInput& in, int64_t& dropped) const;
-  bool renormalizes() const { return config_.capacity.renormalize && config_.capacity.factor.has_value(); }
+  bool renormalizes(bool training) const {
+    const auto& capacity = config_.capacity;
+    return capacity.renormalize && (capacity.factor || (!training && capacity.eval_factor));
+  }
   // Sets routing and statistics from the choice and what is kept of it.
   void settle(Decision& decision, std::span<const uint8_t> keep, const Batch& batch) const;
-  Tensor pair_weights(const Decision& decision) const;
+  Tensor pair_weights(const Decision& decision, bool training) const;
   Tensor weights_gradient(const Tensor& dweights_N, const Decision& decision) const;
 
   MoeConfig config_;

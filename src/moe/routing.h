@@ -28,12 +28,12 @@ struct Choice {
   Tensor probs_TE;   // scores of all experts: softmax, sigmoid, ...
   Tensor lse_T;      // logsumexp of the logits (z-loss)
   Affinity affinity = Affinity::kSoftmax;
-  Picks picks;                      // best first
-  std::optional<Picks> unbiased;    // by score alone, where the picks are not: what auxiliary losses count
-  std::vector<uint8_t> declined_C;  // 1 for picks that the router itself does not send; empty = none
-  Tensor raw_C;                     // scores of the picks, before normalisation and scaling
-  Tensor weights_C;                 // of the picks
-  Tensor clean_TE, deviation_TE;    // noisy routers: logits without noise, and its standard deviation
+  Picks picks;                              // best first
+  std::optional<Picks> unbiased;            // by score alone, where the picks are not: what auxiliary losses count
+  std::vector<uint8_t> declined_C;          // 1 for picks that the router itself does not send; empty = none
+  Tensor raw_C;                             // scores of the picks, before normalisation and scaling
+  Tensor weights_C;                         // of the picks
+  Tensor clean_TE, deviation_TE, noise_TE;  // noisy routers: logits are clean + deviation · noise
   int64_t experts = 0;
   std::vector<double> sums;  // what the router wants added up over the micro-batches of a step
 

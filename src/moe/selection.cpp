@@ -14,6 +14,7 @@ namespace conclave::moe {
 
 Selection::Selection(const RouterConfig& config, const RouteShape& shape)
     : k_(shape.top_k), groups_(config.n_group), kept_(config.topk_group) {
+  check(shape.experts % groups_ == 0, "groups of experts are equal");
   const bool top2 = config.group_score == GroupScore::kTop2 ||
                     (config.group_score == GroupScore::kAuto && config.score == Score::kSigmoid);
   counted_ = top2 ? std::min<int64_t>(2, shape.experts / groups_) : 1;

@@ -49,8 +49,7 @@ void fill_layout(RunConfig& config, int64_t world_size);
 void check_unbuilt(const RunConfig& config, Rules& rules);
 void check_model(const RunConfig& config, Rules& rules);
 void check_moe(const RunConfig& config, Rules& rules);
-// `least_experts` of any layer, before granularity.
-void check_methods(const RunConfig& config, int64_t least_experts, Rules& rules);
+void check_methods(const RunConfig& config, Rules& rules);
 void check_layout(const RunConfig& config, Rules& rules);
 // What needs resolved widths: asked only when nothing else is wrong.
 void check_tensor_widths(const RunConfig& config, Rules& rules);

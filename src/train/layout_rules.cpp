@@ -75,7 +75,8 @@ void check_expert_axes(const RunConfig& config, Rules& rules) {
 void check_payload(const RunConfig& config, Rules& rules) {
   const auto& dispatch = config.moe.dispatch;
   const bool stays = dispatch.type == moe::DispatchType::kShared || dispatch.type == moe::DispatchType::kLocal;
-  rules.require(dispatch.payload == moe::DispatchPayload::kSame || !stays,
+  // Parts of a spread expert exchange rows among themselves, whatever carries them to the experts.
+  rules.require(dispatch.payload == moe::DispatchPayload::kSame || !stays || config.parallel.etp > 1,
                 {"moe.dispatch.payload", "moe.dispatch.type"},
                 fmt::format("is the format of rows between hosts, and dispatch {} sends none there; use payload same, "
                             "or type auto, alltoall, hierarchical or allgather",

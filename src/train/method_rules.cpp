@@ -43,6 +43,8 @@ void check_options(const RunConfig& config, Rules& rules) {
   own("sinkhorn", router.sinkhorn.has_value());
   own("expert_choice", router.expert_choice.has_value());
   const RouterUse use{router.type};
+  rules.require(!config.moe.capacity.factor || !use.is({"expert_choice"}), {"moe.capacity.factor"},
+                "experts of moe.router.type expert_choice take k * T / E tokens each; remove this");
   const moe::RouterConfig defaults;
   const auto meaningless = [&](const char* key, bool given, bool allowed) {
     rules.require(!given || allowed, {fmt::format("moe.router.{}", key)},
@@ -59,17 +61,35 @@ void check_options(const RunConfig& config, Rules& rules) {
                 fmt::format("moe.router.type {} does not choose by biased scores", router.type));
 }
 
-void check_groups(const RunConfig& config, int64_t experts, Rules& rules) {
+// Of each MoE layer, or one number for all, after granularity.
+std::vector<int64_t> experts_of_layers(const moe::MoeConfig& moe) {
+  std::vector<int64_t> experts;
+  if (const auto* one = std::get_if<int64_t>(&moe.num_experts)) {
+    experts.push_back(*one);
+  } else {
+    experts = std::get<std::vector<int64_t>>(moe.num_experts);
+  }
+  for (int64_t& count : experts) count *= moe.granularity;
+  return experts;
+}
+
+void check_groups(const RunConfig& config, Rules& rules) {
   const moe::RouterConfig& router = config.moe.router;
-  const int64_t all = experts * config.moe.granularity, chosen = config.moe.top_k * config.moe.granularity;
+  const int64_t chosen = config.moe.top_k * config.moe.granularity;
   rules.require(router.topk_group <= router.n_group, {"moe.router.topk_group", "moe.router.n_group"},
                 fmt::format("{} of {} groups", router.topk_group, router.n_group));
-  rules.require(all % router.n_group == 0, {"moe.router.n_group", "moe.num_experts"},
-                fmt::format("{} experts do not make {} equal groups", all, router.n_group));
-  rules.require(router.n_group == 1 || chosen <= router.topk_group * (all / router.n_group),
-                {"moe.router.topk_group", "moe.top_k"},
-                fmt::format("{} groups of {} experts are too few for {} experts of a token", router.topk_group,
-                            all / std::max<int64_t>(1, router.n_group), chosen));
+  for (const int64_t experts : experts_of_layers(config.moe)) {
+    rules.require(experts % router.n_group == 0, {"moe.router.n_group", "moe.num_experts"},
+                  fmt::format("{} experts do not make {} equal groups", experts, router.n_group));
+    rules.require(router.n_group == 1 || chosen <= router.topk_group * (experts / router.n_group),
+                  {"moe.router.topk_group", "moe.top_k"},
+                  fmt::format("{} groups of {} experts are too few for {} experts of a token", router.topk_group,
+                              experts / router.n_group, chosen));
+  }
+  rules.warn_if(router.group_score != moe::GroupScore::kAuto && router.n_group == 1, {"moe.router.group_score"},
+                "has no effect without moe.router.n_group");
+  rules.warn_if(router.second_threshold != moe::RouterConfig().second_threshold && router.second != "random",
+                {"moe.router.second_threshold"}, "has no effect without second: random");
   rules.one_of("moe.router.second", router.second, {"always", "random"}, {"gumbel"});
   rules.require(router.second != "random" || chosen == 2, {"moe.router.second", "moe.top_k"},
                 fmt::format("a random second expert needs 2 experts for each token, not {}", chosen));
@@ -84,12 +104,17 @@ void check_loss(const RunConfig& config, size_t index, Rules& rules) {
   };
   switch (loss.type) {
     case LossType::kSwitch:
-      return needs(!router.is({"relu", "hash", "sinkhorn"}), "a switch loss needs scores that it may even out");
+      return needs(!router.is({"relu", "hash", "sinkhorn", "expert_choice"}),
+                   "a switch loss needs scores that it may even out");
     case LossType::kZ:
       return needs(!router.is({"relu", "hash"}), "a z-loss needs logits of a softmax or sigmoid");
     case LossType::kImportance:
       return needs(!router.is({"hash"}), "an importance loss needs weights that learn");
     case LossType::kLoad:
+      rules.require(
+          config.moe.router.n_group == 1 && config.moe.balance.bias.update_rate == 0,
+          {path + ".type", "moe.router.n_group", "moe.balance.bias.update_rate"},
+          "a load loss knows neither groups of experts nor a bias: its smooth counts would be of another choice");
       return needs(router.is({"noisy_topk"}), "a load loss needs the noise of noisy_topk");
     case LossType::kL1:
       needs(router.is({"relu"}), "an l1 loss steers the number of positive weights of a relu router");
@@ -107,6 +132,14 @@ void check_losses(const RunConfig& config, Rules& rules) {
                   "options of type l1, but this loss has another type");
     l1 += losses[i].type == LossType::kL1;
   }
+  const bool moves_logits = std::any_of(losses.begin(), losses.end(), [](const auto& loss) {
+    return loss.type == LossType::kLoad || loss.type == LossType::kSwitch;
+  });
+  rules.require(
+      config.moe.router.type != "noisy_topk" || config.moe.top_k * config.moe.granularity > 1 || moves_logits,
+      {"moe.top_k", "moe.router.type"},
+      "the one weight of noisy_topk with one expert for each token is always 1, so its router learns from a load or "
+      "switch loss only, and there is none");
   rules.require(l1 <= 1, {"moe.balance.losses"}, "two l1 losses would move the same coefficient; keep one");
   rules.warn_if(config.moe.router.type == "relu" && l1 == 0 && config.moe.enabled, {"moe.router.type"},
                 "without an l1 loss nothing keeps the number of experts of a token near moe.top_k");
@@ -122,18 +155,19 @@ void check_policy(const RunConfig& config, Rules& rules) {
   }
   rules.unbuilt(used == nullptr, "moe.capacity.policy",
                 fmt::format("'{}'; built so far: {}", config::enum_name(capacity.policy), fmt::join(built, ", ")));
-  rules.warn_if(used != nullptr && capacity.factor && used->info.causality == moe::Causality::kLeaky,
-                {"moe.capacity.policy"},
-                "in training whether a token is dropped depends on later tokens too (class C3), so training losses are "
-                "optimistic; evaluation admits by position");
+  rules.warn_if(
+      used != nullptr && capacity.factor && used->info.causality == moe::Causality::kLeaky, {"moe.capacity.policy"},
+      fmt::format("in training whether a token is dropped depends on later tokens too (class C3), so training losses "
+                  "are optimistic; evaluation admits by {}",
+                  used == nullptr ? "" : used->info.evaluation));
 }
 
 }  // namespace
 
-void check_methods(const RunConfig& config, int64_t least_experts, Rules& rules) {
+void check_methods(const RunConfig& config, Rules& rules) {
   check_type(config, rules);
   check_options(config, rules);
-  check_groups(config, least_experts, rules);
+  check_groups(config, rules);
   check_losses(config, rules);
   check_policy(config, rules);
 }

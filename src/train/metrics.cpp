@@ -183,6 +183,8 @@ Json Metrics::record(int64_t step, const StepReport& report, const StepTimes& ti
     Json aux = Json::array();
     for (const double loss : layer.losses) aux.push_back(layer.targets > 0 ? loss / layer.targets : 0.0);
     entry["aux"] = aux;
+    // Of routers without scores there is neither.
+    if (config_.moe.router.type == "relu" || config_.moe.router.type == "hash") entry["entropy"] = entry["z"] = Json();
     const int64_t sent = std::accumulate(layer.dispatched_E.begin(), layer.dispatched_E.end(), int64_t{0});
     entry["active"] = layer.tokens > 0 ? static_cast<double>(sent) / static_cast<double>(layer.tokens) : 0.0;
     layers.push_back(entry);

@@ -150,7 +150,7 @@ void check_moe(const RunConfig& config, Rules& rules) {
   check_losses(config, rules);
   check_bias(config, rules);
   check_capacity(config, rules);
-  check_methods(config, least_experts(config.moe), rules);
+  check_methods(config, rules);
 }
 
 }  // namespace conclave::train

@@ -75,7 +75,14 @@ TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model:
       totals_(model) {}
 
 TrainStep::~TrainStep() noexcept(false) {
-  if (std::uncaught_exceptions() == unwinding_) wait_for_weights();
+  if (std::uncaught_exceptions() == unwinding_) {
+    wait_for_weights();
+    return;
+  }
+  // What other ranks have sent may still arrive in weights and gradients while this rank tells them why it ends. Then
+  // the process ends; until then this memory is nobody else's.
+  for (const bool expert : {false, true}) static_cast<void>(new Tensor(model_.parameters().flat(expert)));
+  static_cast<void>(reducer_.release());
 }
 
 void TrainStep::accumulate(std::span<const Batch> batches) {

@@ -45,8 +45,12 @@ checkpoint::ConfigRecord config_record(const RunConfig& config) {
   for (const char* key : {"balance", "capacity"}) record.training["moe"][key] = record.model["moe"][key];
   for (const char* key : {"balance", "capacity", "dispatch"}) record.model["moe"].erase(key);
   for (const char* key : {"init_from", "init_std"}) record.model["model"].erase(key);
-  // Randomness of training alone.
-  for (const char* key : {"jitter", "second", "second_threshold"}) {
+  record.training["moe"]["payload"] = config::to_json(config.moe.dispatch)["payload"];
+  // What acts in training alone. The coefficient of an l1 loss is start · rate^steps, so its numbers belong to its
+  // state.
+  auto& l1 = record.model["moe"]["l1"] = Json::array();
+  for (const auto& loss : config.moe.balance.losses) l1.push_back(config::tree_to_json(config::to_node(loss.l1)));
+  for (const char* key : {"jitter", "second", "second_threshold", "noisy_topk", "sinkhorn", "expert_choice"}) {
     record.training["moe"]["router"][key] = record.model["moe"]["router"][key];
     record.model["moe"]["router"].erase(key);
   }

@@ -41,7 +41,8 @@ void WeightGather::start_next() {
 
 void WeightGather::finish_next() {
   under_way_.front().work.finish();
-  if (timeline_.on())
+  // One that began before the timeline would have no beginning.
+  if (timeline_.on() && under_way_.front().began > 0)
     timeline_.add({.name = names_[finished_],
                    .phase = "weights",
                    .exchange = true,

@@ -44,6 +44,8 @@ INSTANTIATE_TEST_SUITE_P(
                            [](auto& c) {
                              c.moe.layers = moe::LayerPattern{1, 1};
                            }},
+                      Case{"hash", [](auto& c) { c.moe.router.type = "hash"; }},
+                      Case{"noisy_topk", [](auto& c) { c.moe.router.type = "noisy_topk"; }},
                       Case{"granular", [](auto& c) { c.moe.granularity = 3; }},
                       Case{"shared_with_gate",
                            [](auto& c) { c.moe.num_shared_experts = 2, c.moe.shared_gate = true; }}),

@@ -85,12 +85,15 @@ TEST(DispatcherChoiceRanks, RoundedRowsMakeLinksCheaper) {
 
 TEST(DispatcherChoiceRanks, RoundingThatChangesNothingIsSaid) {
   const moe::DispatchNeeds bf16{.top_k = 2, .payload = moe::DispatchPayload::kBf16};
-  const auto nothing = HasSubstr("payload bf16 changes nothing: no row of the ep group crosses between hosts");
+  const auto nothing = HasSubstr("payload bf16 changes nothing: no row crosses between hosts");
   EXPECT_EQ(chosen({0, 0}, bf16).type, DispatchType::kShared);
   EXPECT_THAT(chosen({0, 0}, bf16).reason, nothing);
   EXPECT_THAT(chosen({0}, bf16).reason, nothing);
   EXPECT_THAT(chosen({0, 0}, bf16, DispatchType::kAllToAll).reason, nothing);
   EXPECT_EQ(chosen({0, 1}, bf16, DispatchType::kAllToAll).reason, "rows between hosts as bf16");
+  auto spread = bf16;
+  spread.parts_over_hosts = true;
+  EXPECT_EQ(chosen({0, 0}, spread, DispatchType::kAllToAll).reason, "rows between hosts as bf16");
 }
 
 // Measured on eight ranks: gathering wins above six experts for each token (MegaScale-MoE).

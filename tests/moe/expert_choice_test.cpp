@@ -29,9 +29,8 @@ TEST(ExpertChoice, EveryExpertTakesExactlyItsBestTokens) {
 }
 
 TEST(ExpertChoice, WithRoomForAllItIsTheDenseMixture) {
-  RouterConfig config{.type = "expert_choice"};
-  config.expert_choice.emplace().capacity_factor = 3.0;
-  const Choice choice = Routed(config, {.experts = 6, .top_k = 2}, 9).route(random_tensor({9, 6}, at::kDouble, 1));
+  const Choice choice =
+      Routed({.type = "expert_choice"}, {.experts = 6, .top_k = 6}, 9).route(random_tensor({9, 6}, at::kDouble, 1));
   EXPECT_EQ(choice.picks.count(), 54);
   EXPECT_NEAR(choice.weights_C.sum().item<double>(), 9.0, 1e-12);
 }

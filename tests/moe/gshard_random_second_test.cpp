@@ -34,6 +34,8 @@ TEST(GshardRandomSecond, IsKeptAsOftenAsItsWeightSays) {
       ASSERT_FALSE(choice.declined_C[2 * t]) << "a first expert is always used";
       ASSERT_NEAR(choice.weights_C[2 * t].item<double>(), 1 - second, 1e-12) << "and keeps its weight";
     }
+    Routed scaled({.norm_topk_prob = true, .routed_scaling_factor = 2.5, .second = "random"}, setup.shape, T);
+    EXPECT_EQ(scaled.route(logits).declined_C, choice.declined_C) << "a factor on all weights changes nothing";
     setup.moment.training = false;
     EXPECT_TRUE(setup.route(logits).declined_C.empty()) << "an evaluation draws nothing";
   }

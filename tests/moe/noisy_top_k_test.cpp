@@ -52,6 +52,17 @@ TEST(NoisyTopK, DrawsBySeedStepAndLayerAndTokenAlone) {
     EXPECT_TRUE(std::equal(later.of(t).begin(), later.of(t).end(), first.of(t + 1).begin()));
 }
 
+TEST(NoisyTopK, ThreadsDoNotShow) {
+  const int64_t T = 1500, E = 64;  // elements enough to be cut in the middle of a row
+  Routed setup({.type = "noisy_topk"}, {.experts = E, .top_k = 2}, T);
+  const Tensor scores = random_tensor({T, 2 * E}, at::kFloat, 1), a = random_tensor({2 * T}, at::kFloat, 2);
+  kernels::expect_threads_do_not_show([&] {
+    const Choice choice = setup.route(scores);
+    return std::vector<Tensor>{choice.deviation_TE, choice.weights_C,
+                               setup.router->backward(choice, {.weights_C = a.clone()})};
+  });
+}
+
 TEST(NoisyTopK, LoadIsHowOftenAnExpertIsChosenWhenItsNoiseIsDrawnAgain) {
   const int64_t E = 5, k = 2, draws = 40000;
   Routed setup({.type = "noisy_topk"}, {.experts = E, .top_k = k}, 1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The published methods of methods.md that the top-k router expresses, as configurations with their numbers of experts.
+// The published methods of methods.md as configurations, with their numbers of experts.
 #pragma once
 
 #include <functional>

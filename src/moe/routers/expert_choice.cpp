@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Expert choice (Zhou et al. 2022, arXiv 2202.09368): every expert takes the C tokens of the micro-batch whose softmax
-// score for it is largest, C = factor·k·T/E; a token gets any number of experts, with its scores as weights. Whether it
-// is taken depends on later tokens, so an evaluation admits by the mean threshold of training instead, token by token.
+// score for it is largest, C = k·T/E; a token gets any number of experts, k on average, with its scores as weights.
+// Whether it is taken depends on later tokens, so an evaluation admits by the mean threshold of training instead, token
+// by token; before the first step it takes the k best.
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
+#include "kernels/softmax.h"
 #include "moe/gate.h"
 #include "moe/router.h"
 
@@ -81,7 +83,7 @@ void ExpertChoiceRouter::take(Choice& choice, std::span<const T> probs, const Ro
   for (int64_t t = 0; t < in.batch.tokens_count(); ++t)
     if (in.batch.segment_ids[t] >= 0) real.push_back(static_cast<int32_t>(t));
   const auto tokens = static_cast<double>(real.size());
-  const double wanted = config_.capacity_factor * static_cast<double>(k_) * tokens / static_cast<double>(E);
+  const double wanted = static_cast<double>(k_) * tokens / static_cast<double>(E);
   const int64_t capacity = std::min<int64_t>(std::ssize(real), std::llround(std::ceil(wanted * (1 - 1e-12))));
   std::vector<uint8_t> mask(in.batch.tokens_count() * E, 0);
   for (int64_t e = 0; e < E; ++e) {
@@ -89,7 +91,9 @@ void ExpertChoiceRouter::take(Choice& choice, std::span<const T> probs, const Ro
     std::stable_sort(order.begin(), order.end(),
                      [&](int32_t a, int32_t b) { return probs[a * E + e] > probs[b * E + e]; });
     for (int64_t i = 0; i < capacity; ++i) mask[order[i] * E + e] = 1;
-    choice.sums.push_back(capacity > 0 ? static_cast<double>(probs[order[capacity - 1] * E + e]) : 0.0);
+    // Who takes all tokens has no threshold.
+    const bool some = capacity > 0 && capacity < std::ssize(real);
+    choice.sums.push_back(some ? static_cast<double>(probs[order[capacity - 1] * E + e]) : 0.0);
   }
   choice.sums.push_back(capacity > 0 ? 1.0 : 0.0);  // micro-batches that have a threshold
   choice.picks = picks_of<T>(mask, probs, E);
@@ -97,6 +101,12 @@ void ExpertChoiceRouter::take(Choice& choice, std::span<const T> probs, const Ro
 
 template <typename T>
 void ExpertChoiceRouter::admit(Choice& choice, std::span<const T> probs, const RouteInput& in) const {
+  if (in.state.values<int64_t>("threshold_steps")[0] == 0) {
+    std::vector<int32_t> ids(choice.probs_TE.size(0) * k_);
+    kernels::top_k_rows(choice.probs_TE, k_, ids);
+    choice.picks = even_picks(std::move(ids), choice.probs_TE.size(0));
+    return;
+  }
   const auto threshold = in.state.values<float>("threshold");
   std::vector<uint8_t> mask(probs.size());
   for (size_t i = 0; i < mask.size(); ++i) mask[i] = probs[i] >= static_cast<T>(threshold[i % choice.experts]);
@@ -125,7 +135,7 @@ Router::Row expert_choice_router() {
   return {{.type = "expert_choice",
            .what = "every expert takes its best tokens",
            .source = "Zhou et al. 2022, arXiv 2202.09368",
-           .equation = "tokens of e = top-C over t of softmax(z)_te, C = factor k T / E, w = softmax(z)",
+           .equation = "tokens of e = top-C over t of softmax(z)_te, C = k T / E, w = softmax(z)",
            .causality = Causality::kLeaky,
            .evaluation = "tokens above the mean threshold of training",
            .exports = "not exportable: depends on the batch"},

@@ -5,9 +5,11 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/sigmoid.h>
-#include <ATen/ops/softplus.h>
 
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/softmax.h"
 #include "moe/gate.h"
 #include "moe/router.h"
 #include "moe/selection.h"
@@ -31,12 +33,13 @@ class NoisyTopKRouter : public Router {
   Choice route(const Tensor& scores_TS, const RouteInput& in) const override {
     const int64_t E = scores_TS.size(1) / 2;
     const Tensor clean = scores_TS.narrow(1, 0, E).contiguous();
-    Tensor deviation;
-    if (in.moment.training) deviation = at::softplus(scores_TS.narrow(1, E, E)).contiguous() + epsilon_;
-    Choice choice = gate_.scored(deviation.defined() ? clean + deviation * noise(clean, in) : clean);
+    Tensor deviation, drawn;
+    if (in.moment.training) deviation = deviation_of(scores_TS), drawn = noise(clean, in);
+    Choice choice = gate_.scored(drawn.defined() ? clean + deviation * drawn : clean);
     choice.scores_TS = scores_TS;
     choice.clean_TE = clean;
     choice.deviation_TE = deviation;
+    choice.noise_TE = drawn;
     selection_.choose(choice, choice.logits_TE, in.state);
     gate_.weigh(choice);
     return choice;
@@ -49,6 +52,16 @@ class NoisyTopKRouter : public Router {
   }
 
  private:
+  // softplus of the second half, plus epsilon; by scalars, since vector and remainder differ in bits.
+  Tensor deviation_of(const Tensor& scores_TS) const {
+    Tensor result = scores_TS.narrow(1, scores_TS.size(1) / 2, scores_TS.size(1) / 2).contiguous();
+    by_dtype(result, [&](auto zero) {
+      using T = decltype(zero);
+      for (T& x : elements<T>(result))
+        x = std::max(x, T{0}) + std::log1p(std::exp(-std::abs(x))) + static_cast<T>(epsilon_);
+    });
+    return result;
+  }
   // Standard normal, by global token and expert.
   static Tensor noise(const Tensor& like_TE, const RouteInput& in) {
     const Random random = in.moment.random(Purpose::kRouterNoise);
@@ -71,11 +84,11 @@ class NoisyTopKRouter : public Router {
 
 Tensor NoisyTopKRouter::backward(const Choice& choice, const ChoiceGradients& gradients) const {
   const Tensor dlogits = plus(gate_.backward(choice, gradients.weights_C), gradients.logits_TE);
-  // h = c + σ n, so n = (h − c) / σ.
-  Tensor ddeviation = dlogits * (choice.logits_TE - choice.clean_TE) / choice.deviation_TE;
+  Tensor ddeviation = dlogits * choice.noise_TE;
   if (gradients.deviation_TE.defined()) ddeviation = ddeviation + gradients.deviation_TE;
   const int64_t E = dlogits.size(1);
-  const Tensor slope = at::sigmoid(choice.scores_TS.narrow(1, E, E));  // of softplus
+  Tensor slope = at::empty_like(dlogits);  // of softplus
+  kernels::sigmoid_rows(choice.scores_TS.narrow(1, E, E).contiguous(), slope);
   return at::cat({plus(dlogits, gradients.clean_TE), ddeviation * slope}, 1);
 }
 

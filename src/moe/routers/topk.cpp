@@ -20,7 +20,7 @@ class TopKRouter : public Router {
       : gate_(config),
         selection_(config, shape),
         random_second_(config.second == "random"),
-        threshold_(config.second_threshold) {}
+        threshold_(config.second_threshold * config.routed_scaling_factor) {}
 
   Choice route(const Tensor& scores_TS, const RouteInput& in) const override {
     Choice choice = gate_.scored(scores_TS);
@@ -52,7 +52,7 @@ class TopKRouter : public Router {
   Gate gate_;
   Selection selection_;
   bool random_second_;
-  double threshold_;
+  double threshold_;  // of weights, which are scaled
 };
 
 std::unique_ptr<Router> make(const RouterConfig& config, const RouteShape& shape) {
