@@ -4,6 +4,8 @@
 // times a factor r; or a softmax over the picked logits alone. Gradients: the table of methods.md 0.2.
 #pragma once
 
+#include <algorithm>
+
 #include "moe/moe_config.h"
 #include "moe/routing.h"
 
@@ -36,6 +38,23 @@ class Gate {
   bool over_picks_, normalise_;
   double scale_;
 };
+
+// Every expert that `keep(i)` says, i the element of `values_TE`; of each token the largest value first, ties to the
+// lower id. For routers that give tokens any number of experts.
+template <typename T, typename Keep>
+Picks picks_where(std::span<const T> values_TE, int64_t experts, const Keep& keep) {
+  Picks picks;
+  picks.offsets_T1.push_back(0);
+  for (size_t row = 0; row < values_TE.size(); row += experts) {
+    const auto begin = static_cast<std::ptrdiff_t>(picks.ids_C.size());
+    for (int32_t e = 0; e < experts; ++e)
+      if (keep(row + e)) picks.ids_C.push_back(e);
+    std::stable_sort(picks.ids_C.begin() + begin, picks.ids_C.end(),
+                     [&](int32_t a, int32_t b) { return values_TE[row + a] > values_TE[row + b]; });
+    picks.offsets_T1.push_back(static_cast<int32_t>(picks.ids_C.size()));
+  }
+  return picks;
+}
 
 // `gradient` (may be undefined) + what losses said of the logits (may be undefined).
 Tensor plus(Tensor gradient, const Tensor& more);

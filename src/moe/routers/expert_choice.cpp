@@ -31,7 +31,7 @@ class ExpertChoiceRouter : public Router {
   Choice route(const Tensor& scores_TS, const RouteInput& in) const override {
     Choice choice = gate_.scored(scores_TS);
     by_dtype(scores_TS, [&](auto zero) {
-      const auto probs = elements<decltype(zero)>(choice.probs_TE);
+      const std::span<const decltype(zero)> probs = elements<decltype(zero)>(choice.probs_TE);
       in.moment.training ? take<decltype(zero)>(choice, probs, in) : admit<decltype(zero)>(choice, probs, in);
     });
     gate_.weigh(choice);
@@ -52,29 +52,11 @@ class ExpertChoiceRouter : public Router {
   void take(Choice& choice, std::span<const T> probs, const RouteInput& in) const;
   template <typename T>
   void admit(Choice& choice, std::span<const T> probs, const RouteInput& in) const;
-  // Experts of each token from a mask, the largest score first.
-  template <typename T>
-  static Picks picks_of(const std::vector<uint8_t>& mask_TE, std::span<const T> probs, int64_t E);
 
   ExpertChoiceConfig config_;
   Gate gate_;
   int64_t k_;
 };
-
-template <typename T>
-Picks ExpertChoiceRouter::picks_of(const std::vector<uint8_t>& mask_TE, std::span<const T> probs, int64_t E) {
-  Picks picks;
-  picks.offsets_T1.push_back(0);
-  for (size_t row = 0; row < mask_TE.size(); row += E) {
-    const auto begin = static_cast<std::ptrdiff_t>(picks.ids_C.size());
-    for (int32_t e = 0; e < E; ++e)
-      if (mask_TE[row + e]) picks.ids_C.push_back(e);
-    std::stable_sort(picks.ids_C.begin() + begin, picks.ids_C.end(),
-                     [&](int32_t a, int32_t b) { return probs[row + a] > probs[row + b]; });
-    picks.offsets_T1.push_back(static_cast<int32_t>(picks.ids_C.size()));
-  }
-  return picks;
-}
 
 template <typename T>
 void ExpertChoiceRouter::take(Choice& choice, std::span<const T> probs, const RouteInput& in) const {
@@ -96,7 +78,7 @@ void ExpertChoiceRouter::take(Choice& choice, std::span<const T> probs, const Ro
     choice.sums.push_back(some ? static_cast<double>(probs[order[capacity - 1] * E + e]) : 0.0);
   }
   choice.sums.push_back(capacity > 0 ? 1.0 : 0.0);  // micro-batches that have a threshold
-  choice.picks = picks_of<T>(mask, probs, E);
+  choice.picks = picks_where(probs, E, [&](size_t i) { return mask[i] != 0; });
 }
 
 template <typename T>
@@ -108,9 +90,9 @@ void ExpertChoiceRouter::admit(Choice& choice, std::span<const T> probs, const R
     return;
   }
   const auto threshold = in.state.values<float>("threshold");
-  std::vector<uint8_t> mask(probs.size());
-  for (size_t i = 0; i < mask.size(); ++i) mask[i] = probs[i] >= static_cast<T>(threshold[i % choice.experts]);
-  choice.picks = picks_of<T>(mask, probs, choice.experts);
+  const auto E = static_cast<size_t>(choice.experts);
+  choice.picks =
+      picks_where(probs, choice.experts, [&](size_t i) { return probs[i] >= static_cast<T>(threshold[i % E]); });
 }
 
 void ExpertChoiceRouter::end_step(const StepTotals& totals, MethodState& state) const {

@@ -6,8 +6,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
 
-#include <algorithm>
-
 #include "moe/gate.h"
 #include "moe/router.h"
 
@@ -25,7 +23,8 @@ class ReluRouter : public Router {
     choice.affinity = Affinity::kNone;
     by_dtype(scores_TS, [&](auto zero) {
       using T = decltype(zero);
-      choice.picks = positive<T>(elements<T>(scores_TS), choice.experts);
+      const std::span<const T> logits = elements<T>(scores_TS);
+      choice.picks = picks_where(logits, choice.experts, [&](size_t i) { return logits[i] > 0; });
     });
     weigh(choice, in);
     return choice;
@@ -46,21 +45,6 @@ class ReluRouter : public Router {
   }
 
  private:
-  // Positive logits of each token, the largest first.
-  template <typename T>
-  static Picks positive(std::span<const T> logits, int64_t E) {
-    Picks picks;
-    picks.offsets_T1.push_back(0);
-    for (size_t row = 0; row < logits.size(); row += E) {
-      const auto begin = static_cast<std::ptrdiff_t>(picks.ids_C.size());
-      for (int32_t e = 0; e < E; ++e)
-        if (logits[row + e] > 0) picks.ids_C.push_back(e);
-      std::stable_sort(picks.ids_C.begin() + begin, picks.ids_C.end(),
-                       [&](int32_t a, int32_t b) { return logits[row + a] > logits[row + b]; });
-      picks.offsets_T1.push_back(static_cast<int32_t>(picks.ids_C.size()));
-    }
-    return picks;
-  }
   template <typename Body>
   static void for_each_pick(const Choice& choice, const Tensor& values_C, const Tensor& values_TE, const Body& body) {
     by_dtype(values_C, [&](auto zero) {
