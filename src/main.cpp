@@ -13,6 +13,7 @@
 #include "app/doctor_command.h"
 #include "app/eval_command.h"
 #include "app/info_command.h"
+#include "app/methods_command.h"
 #include "app/sample_command.h"
 #include "app/sweep_command.h"
 #include "app/train_command.h"
@@ -51,6 +52,7 @@ int main(int argc, char** argv) {
   app::add_check_command(app, run);
   app::add_config_command(app, run);
   app::add_info_command(app, run);
+  app::add_methods_command(app, run);
   app::add_data_command(app, run);
   app::add_sweep_command(app, run);
   app::add_eval_command(app, run);

@@ -38,7 +38,7 @@ class Subject {
         world_(recorded(world, recording_)),
         mesh_(world_, config_.parallel),
         model_(train::transformer_config(config_), mesh_),
-        executor_(model::Executor::make(type, model_)),
+        executor_(model::Executor::make({type, config_.parallel.micro_batches_in_flight}, model_)),
         gradients_{
             at::zeros_like(model_.parameters().flat(false)), {at::zeros_like(model_.parameters().flat(true))}, false} {
     for (auto& batch : made_up_batches(config_, mesh_)) batches_.push_back(std::move(batch));

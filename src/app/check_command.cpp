@@ -76,10 +76,11 @@ std::string gib(int64_t bytes) { return fmt::format("{:.3f} GiB", static_cast<do
 std::string memory_lines(const RunConfig& config, const model::ModelShape& shape) {
   model::MemoryPlan plan = train::memory_plan(config);
   const model::RankBytes bytes = model::rank_bytes(shape, plan);
-  std::string text =
-      fmt::format("memory: {} on each rank (parameters {}, gradients {}, moments {}{}, activations about {})\n",
-                  gib(bytes.total()), gib(bytes.parameters), gib(bytes.gradients), gib(bytes.moments),
-                  plan.zero == 1 ? " (zero 1)" : "", gib(bytes.activations));
+  std::string text = fmt::format(
+      "memory: {} on each rank (parameters {}, gradients {}, moments {}{}, activations about {}, received "
+      "gradients {})\n",
+      gib(bytes.total()), gib(bytes.parameters), gib(bytes.gradients), gib(bytes.moments),
+      plan.zero == 1 ? " (zero 1)" : "", gib(bytes.activations), gib(bytes.received));
   if (plan.reduction != parallel::Reduction::kCanonical) return text;
   const int64_t sets = model::gradient_buffers(plan);
   plan.reduction = parallel::Reduction::kFast;

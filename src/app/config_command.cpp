@@ -4,10 +4,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
 #include <memory>
-#include <sstream>
 
+#include "app/generated_page.h"
 #include "config/fields.h"
 #include "config/yaml.h"
 #include "core/error.h"
@@ -52,14 +51,6 @@ void copy_origins(Node& node, const Node* written) {
   for (Entry& entry : node.map) copy_origins(entry.value, written == nullptr ? nullptr : written->get(entry.key));
 }
 
-std::string read_text(const std::string& file) {
-  std::ifstream stream(file, std::ios::binary);
-  std::ostringstream text;
-  text << stream.rdbuf();
-  if (!stream) throw IoError("{}: cannot be read; the page to renew must exist", file);
-  return text.str();
-}
-
 }  // namespace
 
 std::string show_config(const ConfigOptions& options, ConfigView view) {
@@ -70,14 +61,6 @@ std::string show_config(const ConfigOptions& options, ConfigView view) {
   if (view == ConfigView::kDiffDefaults) node = differences(node, config::to_node(train::RunConfig()));
   if (view == ConfigView::kOrigins) copy_origins(node, &loaded.document);
   return config::write_yaml(node, view == ConfigView::kOrigins);
-}
-
-void write_config_docs(const std::string& file) {
-  const std::string page = config::replace_generated(read_text(file), config::docs_tables(train::run_schema()));
-  std::ofstream stream(file, std::ios::binary | std::ios::trunc);
-  stream << page;
-  stream.close();
-  if (!stream) throw IoError("{}: cannot be written", file);
 }
 
 void add_config_command(CLI::App& app, std::function<int()>& run) {
@@ -123,7 +106,7 @@ void add_config_command(CLI::App& app, std::function<int()>& run) {
       if (page->empty()) {
         fmt::print("{}", config::docs_tables(train::run_schema()));
       } else {
-        write_config_docs(*page);
+        renew_page(*page, "conclave config docs", config::docs_tables(train::run_schema()));
       }
       return 0;
     };

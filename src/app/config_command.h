@@ -20,9 +20,6 @@ enum class ConfigView {
 // YAML of one view. Throws ConfigError when the configuration has problems.
 std::string show_config(const ConfigOptions& options, ConfigView view);
 
-// The page `file` with its generated tables renewed.
-void write_config_docs(const std::string& file);
-
 // Registers the sub-command; when it is chosen, `run` becomes what executes it and returns the exit code.
 void add_config_command(CLI::App& app, std::function<int()>& run);
 

@@ -51,8 +51,9 @@ std::string explain_unknown_key(const Schema& root, const std::string& section, 
 
 // One Markdown table per section: key, type, default, meaning.
 std::string docs_tables(const Schema& root);
-// `page` with what stands between the two marker lines replaced by `generated`. Throws UsageError without the markers.
-std::string replace_generated(const std::string& page, const std::string& generated);
+// `page` with what stands between the two marker lines of `command` ("conclave config docs") replaced by `generated`.
+// Throws UsageError without the markers.
+std::string replace_generated(const std::string& page, std::string_view command, const std::string& generated);
 // JSON Schema, draft 2020-12, for editors.
 nlohmann::ordered_json json_schema(const Schema& root);
 

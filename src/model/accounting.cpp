@@ -5,6 +5,7 @@
 #include <bit>
 
 #include "core/error.h"
+#include "model/buckets.h"
 
 namespace conclave::model {
 namespace {
@@ -140,7 +141,11 @@ int64_t gradient_buffers(const MemoryPlan& plan) {
         "parallel.reduction: canonical needs a power of two of micro-batches on each rank, this is {}: change "
         "train.global_batch_size, or use reduction: fast",
         local);
-  return std::bit_width(local);  // 1 + log2
+  // Sums of complete subtrees beside the micro-batches that run: 1 + log2 of all while at most two run.
+  int64_t most = 0;
+  for (uint64_t done = 0; done < local; ++done)
+    most = std::max<int64_t>(most, std::popcount(done) + std::min<int64_t>(plan.in_flight, local - done));
+  return most;
 }
 
 RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan) {
@@ -166,11 +171,14 @@ RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan) {
   bytes.gradients = kFloatBytes * buffers * (replicated + sources * local_experts);
   const int64_t dense_owners = plan.zero == 1 ? plan.dp : 1, expert_owners = plan.zero == 1 ? plan.expert_copies() : 1;
   bytes.moments = 2 * kFloatBytes * (divided_up(replicated, dense_owners) + divided_up(local_experts, expert_owners));
-  const bool interleaved = plan.executor == parallel::ExecutorType::kInterleaved;
-  const int64_t in_flight = interleaved ? std::min<int64_t>(2, plan.micro_batches / plan.dp) : 1;
-  bytes.activations = in_flight * kFloatBytes * plan.micro_batch_tokens *
+  bytes.activations = std::min(plan.in_flight, plan.micro_batches / plan.dp) * kFloatBytes * plan.micro_batch_tokens *
                       (saved_numbers(shape, plan) +
                        2 * shape.hidden / (plan.sequence_parallel ? plan.tp : 1));  // final norm: input and output
+  constexpr int64_t kMostUnderWay = parallel::kBucketsUnderWay * kMostBucketElements;
+  const auto under_way = [&](int64_t copies, int64_t elements) {
+    return copies > 1 ? kFloatBytes * std::min(kMostUnderWay, elements) : 0;
+  };
+  bytes.received = under_way(plan.dp, replicated) + under_way(plan.expert_copies(), local_experts);
   return bytes;
 }
 

@@ -77,8 +77,7 @@ struct MemoryPlan {
   parallel::Reduction reduction = parallel::Reduction::kFast;
   Recompute recompute = Recompute::kNone;
   int64_t zero = 0;  // 1: moments are sharded over the ranks that hold the same parameters
-  parallel::ExecutorType executor =
-      parallel::ExecutorType::kSequential;  // interleaved: activations of two micro-batches
+  int64_t in_flight = 1;  // micro-batches that an executor runs against each other
 
   int64_t sources() const { return ep * etp; }                   // ranks that send tokens to a rank's experts
   int64_t expert_copies() const { return dp * tp / sources(); }  // edp
@@ -94,12 +93,13 @@ struct RankBytes {
   int64_t master = 0;
   int64_t moments = 0;
   int64_t activations = 0;
+  int64_t received = 0;  // at most: other ranks' gradients of the buckets that are being summed
 
-  int64_t total() const { return parameters + gradients + master + moments + activations; }
+  int64_t total() const { return parameters + gradients + master + moments + activations + received; }
 };
 
 // Gradient sets a rank holds: canonical reduction sums micro-batches on a binary tree, which takes 1 + log2(M / dp) of
-// them. Throws ConfigError where M / dp is not a power of two (canonical) or not whole.
+// them, and more with more than two in flight. Throws ConfigError where M / dp is not a power of two (canonical) or not whole.
 int64_t gradient_buffers(const MemoryPlan& plan);
 
 // Throws ConfigError where ep x etp does not divide dp x tp, or ep a layer's experts.

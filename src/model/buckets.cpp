@@ -84,10 +84,10 @@ Buckets plan_buckets(const nn::Parameters& parameters, const Stages& stages, int
 parallel::Shards shards_of(const Buckets& buckets, const nn::Parameters& parameters, bool expert,
                            const comm::Group& copies) {
   const auto starts = norm_slice_starts(parameters, expert);
+  parallel::EvenCuts even(copies.size());
   std::vector<parallel::Shards::Cuts> all;
   for (const Bucket& bucket : buckets[expert]) {
-    auto& cuts = all.emplace_back(
-        parallel::cuts_at(places_in(starts, bucket.begin, bucket.end), bucket.end - bucket.begin, copies.size()));
+    auto& cuts = all.emplace_back(even.next(places_in(starts, bucket.begin, bucket.end), bucket.end - bucket.begin));
     for (int64_t& at : cuts) at += bucket.begin;
   }
   return parallel::Shards(copies, std::move(all));

@@ -7,14 +7,14 @@
 
 namespace conclave::model {
 
-std::unique_ptr<Executor> Executor::make(parallel::ExecutorType type, const Transformer& model, Timeline* timeline) {
-  switch (type) {
+std::unique_ptr<Executor> Executor::make(const ExecutorChoice& choice, const Transformer& model, Timeline* timeline) {
+  switch (choice.type) {
     case parallel::ExecutorType::kSequential:
       return std::make_unique<SequentialExecutor>(model, timeline);
     case parallel::ExecutorType::kChunked:
       return std::make_unique<ChunkedExecutor>(model, timeline);
     case parallel::ExecutorType::kInterleaved:
-      return std::make_unique<InterleavedExecutor>(model, timeline);
+      return std::make_unique<InterleavedExecutor>(model, choice.in_flight, timeline);
   }
   throw BugError("internal error: unknown executor");
 }

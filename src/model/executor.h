@@ -31,6 +31,11 @@ struct MicroBatches {
   WeightHooks hooks = {};
 };
 
+struct ExecutorChoice {
+  parallel::ExecutorType type = parallel::ExecutorType::kSequential;
+  int64_t in_flight = 2;  // micro-batches, of kInterleaved
+};
+
 class Executor {
  public:
   virtual ~Executor() = default;
@@ -38,10 +43,10 @@ class Executor {
   // its ranks.
   virtual void run(const MicroBatches& micro_batches) const = 0;
   // Frames that may have begun and not ended.
-  virtual int in_flight() const { return 1; }
+  virtual int64_t in_flight() const { return 1; }
 
   // Both outlive the executor; `timeline` may be null.
-  static std::unique_ptr<Executor> make(parallel::ExecutorType type, const Transformer& model,
+  static std::unique_ptr<Executor> make(const ExecutorChoice& choice, const Transformer& model,
                                         Timeline* timeline = nullptr);
 };
 

@@ -313,12 +313,14 @@ void TransformerBuilder::chunked_exchange(const Name& name, const moe::Experts& 
                       .rows = slot("rows"),
                       .gates = slot("gates"),
                       .results = slot("results"),
-                      .output = slot("output")});
-    cut.chunks.push_back({chunks.back().input, chunks.back().weights, chunks.back().decision});
+                      .output = slot("output"),
+                      .planned = true});
+    const moe::ExchangeSlots& chunk = chunks.back();
+    cut.chunks.push_back({chunk.input, chunk.weights, chunk.decision, chunk.plan});
     outputs.push_back(chunks.back().output);
   }
   const auto chunk_name = [&](const char* what, size_t c) { return name(fmt::format("moe.{}.{}", what, c)); };
-  stage<moe::CutTokens>(name("moe.cut"), cut);
+  stage<moe::CutTokens>(name("moe.cut"), *m_.dispatcher_, cut);
   for (size_t c = 0; c < chunks.size(); ++c)
     stage<moe::Dispatch>(chunk_name("dispatch", c), *m_.dispatcher_, chunks[c], resends());
   for (size_t c = 0; c < chunks.size(); ++c) {

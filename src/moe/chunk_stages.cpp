@@ -52,7 +52,9 @@ void CutTokens::forward(nn::Frame& frame) {
     Decision decision;
     decision.routing =
         part_of(routing, first_token(c, chunks, routing.tokens), first_token(c + 1, chunks, routing.tokens), pairs[c]);
-    frame.object(slots_.chunks[c].decision) = std::move(decision);
+    const ChunkSlots& chunk = slots_.chunks[c];
+    frame.object(chunk.decision) = std::move(decision);
+    frame.object(chunk.plan) = dispatcher_.plan(frame.object_as<Decision>(chunk.decision).routing);
   }
   frame.object(slots_.pairs) = std::move(pairs);
   forward_again(frame);

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Cuts the tokens of one MoE layer into chunks that pass dispatch, experts and combine apart, and joins what comes
-// home. The router has decided for the whole micro-batch: chunks hold parts of its routing, with its drops. Neither
-// stage communicates or copies rows on the way in; each chunk's stages are those of dispatch_stages.h.
+// home. The router has decided for the whole micro-batch: chunks hold parts of its routing, with its drops. No rows are
+// copied on the way in; each chunk's stages are those of dispatch_stages.h, but for their plans: those of all chunks
+// are made at the cut, because counts that follow the rows of an earlier chunk over a link wait until these have
+// passed.
 #pragma once
 
+#include "moe/dispatcher.h"
 #include "moe/route_stage.h"
 
 namespace conclave::moe {
@@ -13,6 +16,7 @@ struct ChunkSlots {
   nn::Slot input;     // x of its tokens, [T/C, D]
   nn::Slot weights;   // of its pairs
   nn::Slot decision;  // object: Decision with the routing alone, tokens counted from the chunk's first
+  nn::Slot plan;      // object: DispatchPlan
 };
 
 // Input slots: x [T, D], weights [N], decision.
@@ -23,7 +27,9 @@ class CutTokens : public nn::Stage {
     nn::Slot pairs;  // object: the pairs of each chunk, std::vector<std::vector<int32_t>>
     std::vector<ChunkSlots> chunks{};
   };
-  CutTokens(nn::StageSite site, Slots slots) : Stage(std::move(site)), slots_(std::move(slots)) {}
+  // Its forward is collective over the group of `dispatcher`, which outlives it.
+  CutTokens(nn::StageSite site, const Dispatcher& dispatcher, Slots slots)
+      : Stage(std::move(site)), dispatcher_(dispatcher), slots_(std::move(slots)) {}
   std::vector<nn::Slot> inputs() const override { return {slots_.input, slots_.weights, slots_.decision}; }
   std::vector<nn::Slot> outputs() const override;
   bool backward_reads_inputs() const override { return false; }
@@ -33,6 +39,7 @@ class CutTokens : public nn::Stage {
   void backward_input(nn::Frame& frame) override;
 
  private:
+  const Dispatcher& dispatcher_;
   Slots slots_;
 };
 

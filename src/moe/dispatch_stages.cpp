@@ -7,7 +7,7 @@ Dispatch::Dispatch(nn::StageSite site, const Dispatcher& dispatcher, const Excha
     : ExchangeStage(std::move(site)), dispatcher_(dispatcher), slots_(slots), resends_(resends) {}
 
 void Dispatch::start_forward(nn::Frame& frame) {
-  frame.object(slots_.plan) = dispatcher_.plan(frame.object_as<Decision>(slots_.decision).routing);
+  if (!slots_.planned) frame.object(slots_.plan) = dispatcher_.plan(frame.object_as<Decision>(slots_.decision).routing);
   send(frame);
 }
 

@@ -11,14 +11,15 @@ namespace conclave::moe {
 
 // Slots of one MoE layer's exchange, shared by its stages.
 struct ExchangeSlots {
-  nn::Slot input;     // x [T, D]
-  nn::Slot weights;   // [N]
-  nn::Slot decision;  // object: Decision
-  nn::Slot plan;      // object: DispatchPlan
-  nn::Slot rows;      // [R, D]
-  nn::Slot gates;     // [R]
-  nn::Slot results;   // [R, D]
-  nn::Slot output;    // y [T, D]
+  nn::Slot input;        // x [T, D]
+  nn::Slot weights;      // [N]
+  nn::Slot decision;     // object: Decision
+  nn::Slot plan;         // object: DispatchPlan
+  nn::Slot rows;         // [R, D]
+  nn::Slot gates;        // [R]
+  nn::Slot results;      // [R, D]
+  nn::Slot output;       // y [T, D]
+  bool planned = false;  // somebody has made the plan before the dispatch begins
 };
 
 class Dispatch : public nn::ExchangeStage {

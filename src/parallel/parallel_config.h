@@ -23,6 +23,7 @@ struct ParallelConfig {
   Reduction reduction = Reduction::kFast;
   ExecutorType executor = ExecutorType::kSequential;
   int64_t chunks = 4;
+  int64_t micro_batches_in_flight = 2;
   std::vector<std::string> rank_order = {"pp", "dp", "cp", "tp"};
 
   void fields(auto&& field) {
@@ -44,6 +45,8 @@ struct ParallelConfig {
           "canonical = bitwise independent of dp and ep; fast = micro-batches one after another, then ranks on a tree");
     field("executor", executor, "how the stages of a step are ordered");
     field("chunks", chunks, "token chunks of the chunked executor", config::kRanks);
+    field("micro_batches_in_flight", micro_batches_in_flight,
+          "micro-batches that the interleaved executor runs against each other", config::kRanks);
     field("rank_order", rank_order, "axes, slowest first");
   }
 };

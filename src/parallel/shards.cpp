@@ -50,16 +50,38 @@ comm::Work Shards::start_gather_bytes(size_t bucket, std::span<std::byte> whole,
   });
 }
 
+namespace {
+
+// The place nearest to `wish`; the one above of two that are equally near.
+int64_t nearest_place(std::span<const int64_t> places, int64_t elements, int64_t wish) {
+  const auto next = std::lower_bound(places.begin(), places.end(), wish);
+  const int64_t above = next == places.end() ? elements : std::min(*next, elements);
+  const int64_t below = next == places.begin() ? 0 : *(next - 1);
+  return wish - below < above - wish ? below : above;
+}
+
+}  // namespace
+
 std::vector<int64_t> cuts_at(std::span<const int64_t> places, int64_t elements, int ranks) {
+  return EvenCuts(ranks).next(places, elements);
+}
+
+std::vector<int64_t> EvenCuts::next(std::span<const int64_t> places, int64_t elements) {
+  const int64_t ranks = std::ssize(owned_);
+  all_ += elements;
+  std::vector<double> wanted;  // by the ranks up to each
+  for (const int64_t owned : owned_) {
+    const double want =
+        std::max(0.0, static_cast<double>(all_) / static_cast<double>(ranks) - static_cast<double>(owned));
+    wanted.push_back(want + (wanted.empty() ? 0.0 : wanted.back()));
+  }
   std::vector<int64_t> cuts{0};
-  for (int r = 1; r < ranks; ++r) {
-    const int64_t even = elements / ranks * r + elements % ranks * r / ranks;
-    const auto next = std::lower_bound(places.begin(), places.end(), even);
-    const int64_t above = next == places.end() ? elements : std::min(*next, elements);
-    const int64_t below = next == places.begin() ? 0 : *(next - 1);
-    cuts.push_back(even - below < above - even ? below : above);
+  for (int64_t r = 0; r + 1 < ranks; ++r) {
+    const double share = wanted.back() > 0 ? wanted[r] / wanted.back() : 0.0;
+    cuts.push_back(nearest_place(places, elements, static_cast<int64_t>(share * static_cast<double>(elements))));
   }
   cuts.push_back(elements);
+  for (int64_t r = 0; r < ranks; ++r) owned_[r] += cuts[r + 1] - cuts[r];
   return cuts;
 }
 

@@ -13,6 +13,10 @@
 
 namespace conclave::parallel {
 
+// So many buckets travel at a time: the link is busy while one is being added. More would take memory and, sharing the
+// links, hold up the first ones, which are waited for.
+inline constexpr size_t kBucketsUnderWay = 3;
+
 // Elements of the buffer, and where they are among those that their owner owns, put one after another.
 struct OwnedRange {
   int64_t begin = 0, count = 0, at = 0;
@@ -62,5 +66,17 @@ class Shards {
 // Cuts of `elements` into `ranks` shards, each at the place nearest to an even division. `places` are where a cut may
 // be, ascending; 0 and `elements` always may. With fewer places than ranks some shards are empty.
 std::vector<int64_t> cuts_at(std::span<const int64_t> places, int64_t elements, int ranks);
+
+// Cuts bucket after bucket so that ranks own as much as each other of all so far, as nearly as places allow: who has
+// had more than its share of the earlier ones gets nothing of the next.
+class EvenCuts {
+ public:
+  explicit EvenCuts(int ranks) : owned_(ranks, 0) {}
+  std::vector<int64_t> next(std::span<const int64_t> places, int64_t elements);
+
+ private:
+  std::vector<int64_t> owned_;  // by rank
+  int64_t all_ = 0;
+};
 
 }  // namespace conclave::parallel

@@ -157,7 +157,7 @@ TreeReduce<T>::TreeReduce(Plan plan)
   for (const OwnedRange& own : plan_.parts.own()) longest = std::max(longest, own.count);
   // A power of two of subtrees is one subtree of the rank; others have to travel one by one.
   const int64_t travelling = folds_first_ ? 1 : plan_.subtrees;
-  for (size_t i = 0; i < std::min(kUnderWay, started_.size()); ++i)
+  for (size_t i = 0; i < std::min(kBucketsUnderWay, started_.size()); ++i)
     received_.emplace_back(ranks * travelling * longest);
 }
 

@@ -92,12 +92,9 @@ class TreeReduce {
     Timeline* timeline = nullptr;         // outlives the sum; buckets show on its track of exchanges
     std::vector<std::string> names = {};  // of the buckets, for the timeline
   };
-  // Buckets that are exchanged at a time. More would only take memory: they share the links.
-  static constexpr size_t kUnderWay = 3;
-
   explicit TreeReduce(Plan plan);
   // Starts the sum of one bucket; every bucket once, in the same order on every rank. Every span holds all elements,
-  // and nobody touches the bucket's until finish(). May wait for the bucket that was started kUnderWay before.
+  // and nobody touches the bucket's until finish(). May wait for the bucket that was started kBucketsUnderWay before.
   // Collective.
   void start(size_t bucket, std::span<const std::span<T>> subtrees);
   // Starts the other buckets, the last one first, and waits for all. Returns the sums this rank wants, those of its

@@ -151,8 +151,16 @@ void check_executor(const RunConfig& config, Rules& rules) {
   constexpr int64_t kMostChunks = 64;  // all of them may be under way in the windows of dispatch shared
   rules.require(!chunked || mesh.chunks <= kMostChunks, {"parallel.chunks"},
                 fmt::format("{} chunks; use at most {}, better 2 to 8", mesh.chunks, kMostChunks));
+  const bool interleaved = mesh.executor == parallel::ExecutorType::kInterleaved;
+  rules.warn_if(!interleaved && mesh.micro_batches_in_flight != parallel::ParallelConfig().micro_batches_in_flight,
+                {"parallel.micro_batches_in_flight", "parallel.executor"},
+                "has no effect: only executor interleaved has several micro-batches in flight");
+  constexpr int64_t kMostInFlight = 8;  // each holds its activations, and what it exchanges in a window
+  rules.require(mesh.micro_batches_in_flight <= kMostInFlight, {"parallel.micro_batches_in_flight"},
+                fmt::format("{} micro-batches in flight; use at most {}, better 2 or 3", mesh.micro_batches_in_flight,
+                            kMostInFlight));
   const int64_t micro_batches = train_micro_batches(config);
-  rules.warn_if(mesh.executor == parallel::ExecutorType::kInterleaved && micro_batches == 1,
+  rules.warn_if(interleaved && micro_batches == 1,
                 {"parallel.executor", "train.global_batch_size", "train.micro_batch_size"},
                 "interleaved has one micro-batch a rank and step, and so nothing to run beside it but its own shared "
                 "experts and weight gradients; halve train.micro_batch_size");

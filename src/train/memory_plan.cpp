@@ -15,7 +15,7 @@ model::MemoryPlan memory_plan(const RunConfig& config) {
           .reduction = mesh.reduction,
           .recompute = config.memory.recompute,
           .zero = mesh.zero,
-          .executor = mesh.executor};
+          .in_flight = mesh.executor == parallel::ExecutorType::kInterleaved ? mesh.micro_batches_in_flight : 1};
 }
 
 }  // namespace conclave::train

@@ -60,9 +60,10 @@ std::string startup_block(const RunConfig& config, const parallel::Mesh& mesh, c
                               short_count(parameters.total()), short_count(parameters.active()),
                               short_count(parameters.embedding), short_count(static_cast<double>(flops.training()))));
   const auto mb = [](int64_t n) { return fmt::format("{:.0f} MB", static_cast<double>(n) / 1e6); };
-  text += row("memory", fmt::format("{} per rank: parameters {}, gradients {}, moments {}, activations about {}",
+  text += row("memory", fmt::format("{} per rank: parameters {}, gradients {}, moments {}, activations about {}, "
+                                    "received gradients {}",
                                     mb(bytes.total()), mb(bytes.parameters), mb(bytes.gradients), mb(bytes.moments),
-                                    mb(bytes.activations)));
+                                    mb(bytes.activations), mb(bytes.received)));
   const auto epochs = batches.epochs(config.train.steps * config.train.global_batch_size);
   for (size_t i = 0; i < batches.sources().size(); ++i) {
     text +=

@@ -21,7 +21,7 @@ WeightGather::WeightGather(const model::Buckets& buckets, const model::Ownership
 void WeightGather::start() {
   finish();
   started_ = finished_ = 0;
-  while (started_ < std::min(kUnderWay, order_.size())) start_next();
+  while (started_ < std::min(parallel::kBucketsUnderWay, order_.size())) start_next();
 }
 
 void WeightGather::wait_for(size_t stage) {

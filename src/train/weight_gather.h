@@ -12,9 +12,6 @@ namespace conclave::train {
 
 class WeightGather {
  public:
-  // Buckets that travel at a time: with more, the last ones would slow down the first, which are waited for.
-  static constexpr size_t kUnderWay = 3;
-
   // `parameters` and `timeline` outlive it. `stages` is how many the model has.
   WeightGather(const model::Buckets& buckets, const model::Ownership& owned, nn::Parameters& parameters, size_t stages,
                Timeline& timeline);

@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "app/check_command.h"
+#include "app/generated_page.h"
 #include "config/config_files.h"
 #include "config/schema.h"
 #include "config/suggest.h"
@@ -70,7 +71,8 @@ TEST(ConfigCommand, ReferencePageIsNotStale) {
   std::ifstream stream(CONCLAVE_SOURCE_DIR "/docs/configuration.md");
   std::ostringstream page;
   page << stream.rdbuf();
-  EXPECT_TRUE(config::replace_generated(page.str(), config::docs_tables(train::run_schema())) == page.str())
+  EXPECT_TRUE(config::replace_generated(page.str(), "conclave config docs", config::docs_tables(train::run_schema())) ==
+              page.str())
       << "run: conclave config docs --write docs/configuration.md";
 }
 
@@ -118,7 +120,7 @@ TEST(ConfigCommand, RenewsAPageInPlace) {
   EXPECT_THAT(text.str(), testing::StartsWith("top\n"));
   EXPECT_THAT(text.str(), HasSubstr("| `hidden_size` | integer | required |"));
   EXPECT_THAT(text.str(), Not(HasSubstr("old\n")));
-  EXPECT_THROW(write_config_docs("/nowhere/page.md"), IoError);
+  EXPECT_THROW(renew_page("/nowhere/page.md", "conclave config docs", ""), IoError);
 }
 
 TEST(CheckCommand, ReportsLayoutExpertsBatchAndMemory) {

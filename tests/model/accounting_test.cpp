@@ -323,6 +323,14 @@ TEST(AccountingMemory, CanonicalReductionKeepsALogarithmOfGradientSets) {
   EXPECT_EQ(sets(4, 8), 2);
   EXPECT_EQ(sets(8, 8), 1);
   EXPECT_EQ(gradient_buffers({.dp = 1, .micro_batches = 8, .reduction = kFast}), 1);
+  // Two that run against each other fit into it; of three or more, one more is held than the tree asks for.
+  const auto in_flight = [](int64_t count, int64_t micro) {
+    return gradient_buffers({.dp = 1, .micro_batches = micro, .reduction = kCanonical, .in_flight = count});
+  };
+  EXPECT_EQ(in_flight(2, 8), 4);
+  EXPECT_EQ(in_flight(3, 8), 5);
+  EXPECT_EQ(in_flight(3, 2), 2);
+  EXPECT_EQ(in_flight(8, 8), 8);
   EXPECT_THROW(sets(1, 6), ConfigError);
   EXPECT_THROW(gradient_buffers({.dp = 3, .micro_batches = 8, .reduction = kFast}), ConfigError);
 

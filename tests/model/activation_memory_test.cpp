@@ -102,7 +102,7 @@ Evaluated evaluate(int64_t layers, parallel::ExecutorType executor, const comm::
   mesh.ep = ranks.size();
   config.chunks = executor == parallel::ExecutorType::kChunked ? 3 : 1;
   const model::Transformer m(config, {ranks, mesh});
-  const auto made = model::Executor::make(executor, m);
+  const auto made = model::Executor::make({executor}, m);
   const Batch batch = testing::random_batch(8, 256, 23, 1, ranks.rank());
   Evaluated evaluated;
   ranks.barrier();

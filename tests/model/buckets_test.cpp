@@ -59,7 +59,7 @@ class BucketsOf : public ::testing::TestWithParam<Case> {
     std::vector<Batch> batches;
     for (int64_t i = 0; i < 3; ++i) batches.push_back(testing::random_batch(2, 10, 23, 7, i));
     std::vector<double> losses;
-    const auto executor = model::Executor::make(GetParam().executor, m);
+    const auto executor = model::Executor::make({GetParam().executor}, m);
     executor->run({.count = std::ssize(batches),
                    .begin =
                        [&](int64_t i) {

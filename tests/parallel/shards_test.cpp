@@ -42,6 +42,21 @@ RC_GTEST_PROP(ShardsTest, CutsAreAscendingPlacesAndNoShardIsLargerThanItsShareAn
   }
 }
 
+// Blocks of a model are alike: by itself each would give its slices to the same ranks.
+TEST(ShardsTest, FewSlicesInEachOfManyBucketsAreSharedByAllRanks) {
+  constexpr int64_t kSlice = 100, kSlices = 8, kElements = kSlice * kSlices, kBuckets = 24;
+  constexpr int kRanks = 64;
+  Cuts places;
+  for (int64_t s = 0; s < kSlices; ++s) places.push_back(s * kSlice);
+  EvenCuts even(kRanks);
+  Cuts owned(kRanks, 0);
+  for (int64_t b = 0; b < kBuckets; ++b) {
+    const Cuts cuts = even.next(places, kElements);
+    for (int r = 0; r < kRanks; ++r) owned[r] += cuts[r + 1] - cuts[r];
+  }
+  for (const int64_t count : owned) EXPECT_EQ(count, kElements * kBuckets / kRanks);
+}
+
 TEST(ShardsTest, WithoutAGroupEveryRankOwnsEverything) {
   const Shards shards(7);
   ASSERT_EQ(shards.own().size(), 1u);

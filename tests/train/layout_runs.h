@@ -23,6 +23,7 @@ struct Layout {
   bool sequence_parallel = true, overlap = true;
   moe::DispatchType dispatch = moe::DispatchType::kAuto;
   parallel::ExecutorType executor = parallel::ExecutorType::kSequential;
+  int64_t in_flight = 2;
 
   int ranks() const { return static_cast<int>(dp * tp); }
 };
@@ -196,6 +197,7 @@ class RankRun {
     config.moe.dispatch.type = layout.dispatch;
     config.parallel.reduction = reduction;
     config.parallel.executor = layout.executor;
+    config.parallel.micro_batches_in_flight = layout.in_flight;
     config.parallel.overlap_grad_reduce = config.parallel.overlap_param_gather = layout.overlap;
     if (layout.executor == parallel::ExecutorType::kChunked) config.parallel.chunks = 3;  // does not divide the tokens
     train::resolve(config, layout.ranks());
@@ -289,7 +291,7 @@ struct Alone {
   LayoutOutcome canonical, canonical_step, fast;
 };
 
-// Executors against the sequential one: the same bits with two micro-batches in flight, close with chunks.
+// Executors against the sequential one: the same bits with micro-batches in flight, close with chunks.
 inline void expect_executor_promises(const comm::Group& world, Layout layout, const LayoutCase& layout_case,
                                      const Alone& alone) {
   for (const auto executor : {parallel::ExecutorType::kInterleaved, parallel::ExecutorType::kChunked}) {
@@ -297,7 +299,7 @@ inline void expect_executor_promises(const comm::Group& world, Layout layout, co
     const bool interleaved = executor == parallel::ExecutorType::kInterleaved;
     SCOPED_TRACE(fmt::format("{}: dp {} ep {} {}, rank {}", layout_case.name, layout.dp, layout.ep,
                              interleaved ? "interleaved" : "chunked", world.rank()));
-    if (interleaved)
+    for (layout.in_flight = 2; interleaved && layout.in_flight <= 3; ++layout.in_flight)
       expect_same(run_layout(world, layout, layout_case, parallel::Reduction::kCanonical), alone.canonical);
     expect_close(run_layout(world, layout, layout_case, parallel::Reduction::kFast), alone.fast);
   }

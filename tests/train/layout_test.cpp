@@ -38,7 +38,9 @@ TEST_P(ExecutorRanks, InterleavedIsBitwiseAndChunkedIsClose) {
 TEST(ExecutorOddRanks, AnOddNumberOfMicroBatches) {
   const LayoutCase odd{.name = "Odd", .change = [](auto& config) { config.train.global_batch_size = 12; }};
   const auto alone = run_layout({}, {}, odd, kFast);
-  expect_close(run_layout({}, {.executor = parallel::ExecutorType::kInterleaved}, odd, kFast), alone);
+  for (const int64_t in_flight : {1, 2, 3, 8})
+    expect_close(run_layout({}, {.executor = parallel::ExecutorType::kInterleaved, .in_flight = in_flight}, odd, kFast),
+                 alone);
   run_ranks(2, [&](const comm::Group& world) {
     for (const auto executor : {parallel::ExecutorType::kInterleaved, parallel::ExecutorType::kChunked})
       expect_close(run_layout(world, {.dp = 2, .ep = 2, .zero = 1, .executor = executor}, odd, kFast), alone);

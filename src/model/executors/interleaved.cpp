@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <array>
 #include <optional>
+#include <vector>
 
 #include "model/executors/overlapped.h"
 #include "model/walk.h"
@@ -18,7 +18,7 @@ struct Lane {
 
 // Turns go round and all walks have equally many: micro-batches end in the order in which they began.
 void InterleavedExecutor::run(const MicroBatches& micro_batches) const {
-  std::array<Lane, 2> lanes;
+  std::vector<Lane> lanes(in_flight_);
   for (int64_t begun = 0, ended = 0; ended < micro_batches.count;) {
     for (Lane& lane : lanes) {
       if (!lane.walk && begun < micro_batches.count) {

@@ -21,17 +21,21 @@ class ChunkedExecutor : public Executor {
   Schedule schedule_;
 };
 
-// Two micro-batches in flight: while one exchanges the other computes. They take turns and so begin and end in the same
-// rounds, pair after pair; one that is alone still has its own work beside its exchanges.
+// Several micro-batches in flight: while one exchanges the others compute. They take turns and so begin and end in the
+// same rounds, two by two or three by three; one that is alone still has its own work beside its exchanges.
 class InterleavedExecutor : public Executor {
  public:
-  InterleavedExecutor(const Transformer& model, Timeline* timeline)
-      : model_(model), timeline_(timeline), schedule_(plan_schedule(model.stages(), model.stage_memory())) {}
+  InterleavedExecutor(const Transformer& model, int64_t in_flight, Timeline* timeline)
+      : model_(model),
+        in_flight_(in_flight),
+        timeline_(timeline),
+        schedule_(plan_schedule(model.stages(), model.stage_memory())) {}
   void run(const MicroBatches& micro_batches) const override;
-  int in_flight() const override { return 2; }
+  int64_t in_flight() const override { return in_flight_; }
 
  private:
   const Transformer& model_;
+  int64_t in_flight_;
   Timeline* timeline_;
   Schedule schedule_;
 };

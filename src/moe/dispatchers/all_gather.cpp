@@ -110,16 +110,19 @@ class AllGatherDispatcher : public Dispatcher {
     return plan;
   }
 
-  // The gathering itself: it is over when this returns.
   Transfer start_send(const DispatchPlan& plan, const Tensor& x_TD, const Tensor& scalars_N) const override {
     const auto& details = details_of(plan);
     Transfer transfer;
-    transfer.recv_rows = rows_.gather(x_TD, details.tokens);
-    if (scalars_N.defined()) transfer.recv_scalars = scalars_.gather(scalars_N.view({-1, 1}), details.pairs);
+    transfer.send_rows = x_TD.contiguous();
+    transfer.recv_rows = rows_.start_gather(transfer.send_rows, details.tokens, transfer.works);
+    if (!scalars_N.defined()) return transfer;
+    transfer.send_scalars = scalars_N.contiguous().view({-1, 1});
+    transfer.recv_scalars = scalars_.start_gather(transfer.send_scalars, details.pairs, transfer.works);
     return transfer;
   }
 
   Rows finish_send(const DispatchPlan& plan, Transfer& transfer) const override {
+    for (auto& work : transfer.works) work.finish();
     Rows arrived{at::empty({plan.rows_R, transfer.recv_rows.size(1)}, transfer.recv_rows.options()), {}};
     kernels::gather_rows(transfer.recv_rows, plan.source_of_R, arrived.rows);
     if (transfer.recv_scalars.defined()) {

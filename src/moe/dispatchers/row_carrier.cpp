@@ -27,11 +27,26 @@ std::vector<int64_t> scaled(std::vector<int64_t> counts, int64_t factor) {
   return counts;
 }
 
-Tensor gather_as_is(const comm::Group& group, const Tensor& rows, const std::vector<int64_t>& counts) {
+std::span<std::byte> bytes_of(const Tensor& t) { return {static_cast<std::byte*>(t.data_ptr()), t.nbytes()}; }
+
+// One exchange for each distance between ranks, from and to the rows' own places. `rows` are read until it is over.
+Tensor start_pieces(const comm::Group& group, const Tensor& rows, const std::vector<int64_t>& counts,
+                    std::vector<comm::Work>& works) {
   Tensor all = rows_like(rows, sum_of(counts));
-  const auto sizes = scaled(counts, width_of(rows) * static_cast<int64_t>(rows.element_size()));
-  const auto bytes = [](const Tensor& t) { return std::span(static_cast<std::byte*>(t.data_ptr()), t.nbytes()); };
-  group.all_gather_v(std::span<const std::byte>(bytes(rows)), bytes(all), std::span<const int64_t>(sizes));
+  const int ranks = group.size(), rank = group.rank();
+  std::vector<std::span<std::byte>> pieces;
+  for (int64_t first = 0, r = 0; r < ranks; first += counts[r++])
+    pieces.push_back(bytes_of(all.narrow(0, first, counts[r])));
+  const auto own = bytes_of(rows);
+  std::copy(own.begin(), own.end(), pieces[rank].begin());
+  for (int distance = 1; distance < ranks; ++distance) {
+    const int to = (rank + distance) % ranks, from = (rank - distance + ranks) % ranks;
+    std::vector<int64_t> sent(ranks, 0), received(ranks, 0);
+    sent[to] = std::ssize(own);
+    received[from] = std::ssize(pieces[from]);
+    works.push_back(group.start_all_to_all_v(std::span<const std::byte>(own), std::span<const int64_t>(sent),
+                                             pieces[from], std::span<const int64_t>(received)));
+  }
   return all;
 }
 
@@ -113,30 +128,47 @@ Tensor RowCarrier::start_rounded(const Tensor& rows, const Lane& lane, std::vect
   return arriving;
 }
 
-Tensor RowCarrier::gather(const Tensor& rows, const std::vector<int64_t>& counts) const {
-  return rounds_ ? gather_rounded(rows, counts) : gather_as_is(group_, rows, counts);
+Tensor RowCarrier::start_gather(const Tensor& rows, const std::vector<int64_t>& counts,
+                                std::vector<comm::Work>& works) const {
+  return rounds_ ? start_gather_rounded(rows, counts, works) : start_pieces(group_, rows, counts, works);
 }
 
-// All ranks' rows rounded, then those of this host as they are.
-Tensor RowCarrier::gather_rounded(const Tensor& rows, const std::vector<int64_t>& counts) const {
-  Tensor all = gather_as_is(group_, rows.to(at::kBFloat16), counts).to(rows.scalar_type());
-  const Tensor exact = gather_near(rows, counts);
-  int64_t first = 0, first_near = 0;
-  for (int r = 0; r < group_.size(); ++r) {
-    if (near(r)) {
-      all.narrow(0, first, counts[r]).copy_(exact.narrow(0, first_near, counts[r]));
-      first_near += counts[r];
-    }
-    first += counts[r];
-  }
+Tensor RowCarrier::gather(const Tensor& rows, const std::vector<int64_t>& counts) const {
+  std::vector<comm::Work> works;
+  Tensor all = start_gather(rows, counts, works);
+  for (comm::Work& work : works) work.finish();
   return all;
 }
 
-Tensor RowCarrier::gather_near(const Tensor& rows, const std::vector<int64_t>& counts) const {
-  std::vector<int64_t> of_host;
-  for (int r = 0; r < group_.size(); ++r)
-    if (near(r)) of_host.push_back(counts[r]);
-  return gather_as_is(host_, rows, of_host);
+// All ranks' rows rounded, and those of this host as they are.
+Tensor RowCarrier::start_gather_rounded(const Tensor& rows, const std::vector<int64_t>& counts,
+                                        std::vector<comm::Work>& works) const {
+  struct UnderWay {
+    Tensor sent, received, exact;
+    std::vector<comm::Work> exchanges;  // dropped first
+  };
+  auto state = std::make_shared<UnderWay>();
+  std::vector<int64_t> near_counts, first;  // of the ranks of this host, and where their rows belong
+  for (int64_t at = 0, r = 0; r < group_.size(); at += counts[r++]) {
+    if (!near(static_cast<int>(r))) continue;
+    near_counts.push_back(counts[r]);
+    first.push_back(at);
+  }
+  state->sent = rows.to(at::kBFloat16);
+  state->received = start_pieces(group_, state->sent, counts, state->exchanges);
+  state->exact = start_pieces(host_, rows, near_counts, state->exchanges);
+  Tensor all = rows_like(rows, sum_of(counts));
+  works.emplace_back([state, all, near_counts, first] {
+    for (comm::Work& exchange : state->exchanges) exchange.finish();
+    all.copy_(state->received);
+    int64_t at = 0;
+    for (size_t i = 0; i < first.size(); ++i) {
+      all.narrow(0, first[i], near_counts[i]).copy_(state->exact.narrow(0, at, near_counts[i]));
+      at += near_counts[i];
+    }
+    *state = {};
+  });
+  return all;
 }
 
 }  // namespace conclave::moe

@@ -27,15 +27,17 @@ class RowCarrier {
   // Begins to carry rows [sum of lane.send, D], rank after rank. Returns those that come, [sum of lane.recv, D], which
   // are there when the work that was added to `works` has been finished. Collective.
   Tensor start(const Tensor& rows, const Lane& lane, std::vector<comm::Work>& works) const;
-  // The rows of all ranks, counts[r] of rank r, rank after rank; over when this returns. A vector is rows of one
-  // number. Collective.
+  // Begins to bring the rows of all ranks to each, counts[r] of rank r, rank after rank, under the same conditions;
+  // `rows` stay as they are until then. A vector is rows of one number. Collective.
+  Tensor start_gather(const Tensor& rows, const std::vector<int64_t>& counts, std::vector<comm::Work>& works) const;
+  // The same, over when this returns.
   Tensor gather(const Tensor& rows, const std::vector<int64_t>& counts) const;
 
  private:
   bool near(int rank) const { return hosts_[rank] == hosts_[group_.rank()]; }
   Tensor start_rounded(const Tensor& rows, const Lane& lane, std::vector<comm::Work>& works) const;
-  Tensor gather_rounded(const Tensor& rows, const std::vector<int64_t>& counts) const;
-  Tensor gather_near(const Tensor& rows, const std::vector<int64_t>& counts) const;
+  Tensor start_gather_rounded(const Tensor& rows, const std::vector<int64_t>& counts,
+                              std::vector<comm::Work>& works) const;
 
   comm::Group group_;
   // Only where rows are rounded, that is with several hosts.
