@@ -41,7 +41,7 @@ LayerParameters layer_parameters(const ModelShape& shape, const LayerShape& laye
   if (counter == Counter::kPaper) return count;
   if (shape.qkv_bias) count.attention += query_width(shape) + 2 * key_width(shape);
   count.norms = norms(shape, layer);
-  count.router = router(shape, layer);
+  count.router = layer.router_elsewhere ? (layer.shared_gate ? shape.hidden : 0) : router(shape, layer);
   return count;
 }
 

@@ -17,7 +17,7 @@ constexpr int64_t kAlignment = 16;  // elements: 64 bytes in fp32
 
 int64_t slices_in(int64_t elements) { return (elements + kernels::kNormSlice - 1) / kernels::kNormSlice; }
 
-// Calls body(logical tensor, its begin in the flat buffer, its elements) in the buffer's order.
+// Calls body(logical tensor, its begin in the flat buffer, its elements, whether it is frozen) in the buffer's order.
 template <typename Body>
 void for_tensors(const nn::Parameters& parameters, bool expert, const Body& body) {
   for (const auto& parameter : parameters.all()) {
@@ -25,7 +25,7 @@ void for_tensors(const nn::Parameters& parameters, bool expert, const Body& body
     int64_t begin = parameter.offset;
     for (const auto& part : parameter.parts) {
       const int64_t count = nn::element_count(part.held());
-      body(part, begin, count);
+      body(part, begin, count, parameter.frozen);
       begin += count;
     }
   }
@@ -35,7 +35,7 @@ void for_tensors(const nn::Parameters& parameters, bool expert, const Body& body
 
 std::vector<int64_t> norm_slice_starts(const nn::Parameters& parameters, bool expert) {
   std::vector<int64_t> starts;
-  for_tensors(parameters, expert, [&](const auto&, int64_t begin, int64_t count) {
+  for_tensors(parameters, expert, [&](const auto&, int64_t begin, int64_t count, bool) {
     if (begin % kAlignment != 0) return;
     for (int64_t i = 0; i < slices_in(count); ++i) starts.push_back(begin + i * kernels::kNormSlice);
   });
@@ -57,8 +57,8 @@ GradientNorm::Pieces GradientNorm::pieces_of(const nn::Parameters& parameters, c
   Pieces pieces{{}, shards, {}, {}, parts};
   std::vector<int64_t> first_slice;  // of each piece
   int64_t all = 0;
-  for_tensors(parameters, expert, [&](const nn::LogicalTensor& tensor, int64_t begin, int64_t count) {
-    pieces.all.push_back({tensor.name, begin, count, !tensor.whole()});
+  for_tensors(parameters, expert, [&](const nn::LogicalTensor& tensor, int64_t begin, int64_t count, bool frozen) {
+    pieces.all.push_back({tensor.name, begin, count, !tensor.whole(), frozen});
     first_slice.push_back(all);
     all += slices_in(count);
   });
@@ -108,7 +108,8 @@ std::vector<double> GradientNorm::sums_of_squares(const Pieces& pieces, const Te
   std::vector<double> sums;
   const double* next = slices.data();
   for (const Piece& piece : pieces.all) {
-    sums.push_back(tree_sum(std::span<const double>(next, static_cast<size_t>(slices_in(piece.count)))));
+    const std::span<const double> own(next, static_cast<size_t>(slices_in(piece.count)));
+    sums.push_back(piece.frozen ? 0.0 : tree_sum(own));
     next += slices_in(piece.count);
   }
   return joined(pieces, sums);

@@ -2,7 +2,7 @@
 // The global gradient norm, each element counted once whoever owns it: sums of squares in fp64 for each slice of a
 // logical tensor, added on fixed trees over the slices of a tensor and over tensors in the order of their names, so
 // that the bits do not depend on dp, ep or who owns what. What tensor-parallel ranks hold of one tensor is added up in
-// rank order; what all of them hold counts once. Also finds what is not finite.
+// rank order; what all of them hold counts once, what is frozen not at all. Also finds what is not finite.
 #pragma once
 
 #include <optional>
@@ -42,6 +42,7 @@ class GradientNorm {
     std::string name;
     int64_t begin, count;
     bool spread;  // other ranks hold other parts of it
+    bool frozen;  // counts as zero
   };
   // Of one flat buffer.
   struct Pieces {

@@ -54,8 +54,8 @@ LayerShape moe_layer(const ModelConfig& model, const moe::MoeConfig& moe, int64_
                    .top_k = moe.top_k * moe.granularity,
                    .expert_width = width / moe.granularity,
                    .shared_gate = moe.shared_gate};
-  // As many as are positive, and of untrained logits half of them are.
-  layer.most_picks = moe.router.type == "relu" ? layer.num_experts : layer.top_k;
+  // As many as are positive (of untrained logits half of them are), or as add up to a share.
+  layer.most_picks = moe.router.type == "relu" || moe.router.top_p ? layer.num_experts : layer.top_k;
   layer.router_columns = router_columns(moe.router, layer);
   if (layer.top_k < 1 || layer.top_k > layer.num_experts)
     throw ConfigError("moe.top_k: a token cannot use {} of {} experts (granularity {} multiplies both)", layer.top_k,
@@ -101,7 +101,9 @@ ModelShape model_shape(const ModelConfig& model, const moe::MoeConfig& moe) {
       shape.layers.push_back({.ffn_width = dense_width(model)});
       continue;
     }
-    const LayerShape layer = moe_layer(model, moe, listed_experts(moe.num_experts, n++));
+    LayerShape layer = moe_layer(model, moe, listed_experts(moe.num_experts, n));
+    layer.router_elsewhere = moe.router.share == "model" && n > 0;
+    ++n;
     shape.layers.push_back(moe.enabled ? layer : dense_twin(layer));
   }
   return shape;

@@ -13,13 +13,14 @@ namespace conclave::model {
 
 struct LayerShape {
   bool moe = false;
-  int64_t ffn_width = 0;       // of the dense FFN, also of one beside the experts; 0 when the layer has none
-  int64_t num_experts = 0;     // E after granularity
-  int64_t top_k = 0;           // k after granularity
-  int64_t most_picks = 0;      // experts that a token may be sent to
-  int64_t router_columns = 0;  // scores of a token
-  int64_t expert_width = 0;    // F after granularity
-  int64_t shared_width = 0;    // 0 = no shared expert
+  int64_t ffn_width = 0;          // of the dense FFN, also of one beside the experts; 0 when the layer has none
+  int64_t num_experts = 0;        // E after granularity
+  int64_t top_k = 0;              // k after granularity
+  int64_t most_picks = 0;         // experts that a token may be sent to
+  int64_t router_columns = 0;     // scores of a token
+  bool router_elsewhere = false;  // its weights are another layer's
+  int64_t expert_width = 0;       // F after granularity
+  int64_t shared_width = 0;       // 0 = no shared expert
   bool shared_gate = false;
   bool residual_dense = false;  // Arctic: a dense FFN of ffn_width beside the experts, which read the block input
 

@@ -248,6 +248,26 @@ std::vector<moe::ExpertWeights> TransformerBuilder::expert_weights(const Name& n
   return weights;
 }
 
+std::vector<nn::ParameterId> TransformerBuilder::router_blocks(const Name& name,
+                                                               const std::vector<moe::ScoreBlock>& blocks) {
+  const moe::RouterConfig& router = config_.moe.router;
+  const bool one_for_all = router.share == "model";
+  if (one_for_all && !m_.routes_.empty()) return m_.routes_.front()->parameters();
+  std::vector<nn::ParameterId> ids;
+  for (const auto& block : blocks) {
+    const std::string rest = "moe." + block.name + ".weight";
+    const auto weight = tensor(one_for_all ? rest : name(rest), {block.columns, shape_.hidden}, Spread::kWhole);
+    ids.push_back(m_.parameters_.add({.parts = {weight},
+                                      .shape = weight.shape,
+                                      .kind = ParameterKind::kRouter,
+                                      .partial = tp_.size() > 1,
+                                      .frozen = router.frozen,
+                                      // Who never learns chooses by what was drawn.
+                                      .init_std = router.frozen ? std_ : block.init_std.value_or(std_)}));
+  }
+  return ids;
+}
+
 void TransformerBuilder::route(const Name& name, const LayerShape& layer, moe::RouteSlots slots) {
   slots.layer = static_cast<int>(m_.routes_.size());
   moe::RouteConfig config{.moe = config_.moe,
@@ -259,10 +279,9 @@ void TransformerBuilder::route(const Name& name, const LayerShape& layer, moe::R
                           .observer = config_.choices,
                           .tp = tp_};
   const auto router = moe::Router::make(config_.moe.router, config.shape);
-  for (const auto& block : router->blocks(config.shape)) {
-    const auto weight = tensor(name("moe." + block.name + ".weight"), {block.columns, shape_.hidden}, Spread::kWhole);
-    config.blocks.push_back(matrix(weight, block.init_std.value_or(std_), ParameterKind::kRouter));
-  }
+  config.blocks = router_blocks(name, router->blocks(config.shape));
+  // Backward begins with the last layer.
+  config.adds = config_.moe.router.share == "model" && slots.layer + 1 < std::ssize(m_.moe_layers_);
   router->declare(config.shape, m_.state_.layers[slots.layer]);
   auto& made = stage<moe::RouteStage>(name("moe.route"), m_.parameters_, config, m_.state_);
   made.connect(std::move(slots));

@@ -46,6 +46,7 @@ class TransformerBuilder {
   template <typename F>
   nn::Slot residual(const Name& name, const std::string& part, nn::Slot input, F sub_layer);
   nn::FeedForwardWeights ffn_weights(const std::string& prefix, int64_t width);
+  std::vector<nn::ParameterId> router_blocks(const Name& name, const std::vector<moe::ScoreBlock>& blocks);
   void route(const Name& name, const LayerShape& layer, moe::RouteSlots slots);
   nn::Slot moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
   void chunked_exchange(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& whole);

@@ -30,14 +30,20 @@ void add_token(Affinity affinity, std::span<const double> gradient_E, std::span<
 }  // namespace
 
 // One for each file in losses/.
+AuxiliaryLoss::Row communication_loss();
+AuxiliaryLoss::Row device_loss();
+AuxiliaryLoss::Row entropy_loss();
 AuxiliaryLoss::Row importance_loss();
 AuxiliaryLoss::Row l1_loss();
 AuxiliaryLoss::Row load_loss();
 AuxiliaryLoss::Row switch_loss();
+AuxiliaryLoss::Row variance_loss();
 AuxiliaryLoss::Row z_loss();
 
 std::span<const AuxiliaryLoss::Row> AuxiliaryLoss::table() {
-  static const std::array rows{switch_loss(), z_loss(), importance_loss(), load_loss(), l1_loss()};
+  static const std::array rows{switch_loss(),        z_loss(),        importance_loss(),
+                               load_loss(),          l1_loss(),       device_loss(),
+                               communication_loss(), variance_loss(), entropy_loss()};
   return rows;
 }
 

@@ -15,6 +15,7 @@ Admission::Row position_policy();
 Admission::Row random_policy();
 Admission::Row slot_policy();
 Admission::Row score_policy();
+Admission::Row spill_policy();
 
 std::optional<int64_t> expert_capacity(const CapacityConfig& config, bool training, int64_t tokens, int64_t top_k,
                                        int64_t num_experts) {
@@ -38,14 +39,15 @@ int64_t Admission::admit(Choice& choice, const RouteInput& in, int64_t capacity,
 }
 
 std::span<const Admission::Row> Admission::table() {
-  static const std::array rows{position_policy(), slot_policy(), score_policy(), random_policy(), bpr_policy()};
+  static const std::array rows{position_policy(), slot_policy(), score_policy(),
+                               random_policy(),   bpr_policy(),  spill_policy()};
   return rows;
 }
 
 const Admission::Row& Admission::row(DropPolicy policy) {
   const auto rows = table();
   const auto found = std::find_if(rows.begin(), rows.end(), [&](const Row& row) { return row.policy == policy; });
-  check(found != rows.end(), "other drop policies are refused by the configuration");
+  check(found != rows.end(), "every drop policy has a row");
   return *found;
 }
 

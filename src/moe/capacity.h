@@ -23,6 +23,7 @@ class Admission {
   // Picks in the order in which they ask for a place.
   virtual std::vector<int32_t> order(const Choice& choice, const RouteInput& in) const = 0;
   // Clears keep_C where an expert is full; entries already 0 (padding) take no place. Returns how many were dropped.
+  // May send picks to other experts, and then sets choice.asked: their weights are the caller's to make again.
   virtual int64_t admit(Choice& choice, const RouteInput& in, int64_t capacity, std::span<uint8_t> keep_C) const;
 
   struct Row {

@@ -2,16 +2,12 @@
 // The `moe:` section: expert shape, router, balancing, capacity, dispatch.
 #pragma once
 
-#include "config/types.h"
+#include "moe/router_config.h"
 
 namespace conclave::moe {
 
 enum class Branch { kSerial, kParallel, kResidual };
-enum class Score { kSoftmax, kSigmoid };
-enum class LossType { kSwitch, kZ, kImportance, kLoad, kL1 };
-enum class GroupScore { kAuto, kMax, kTop2 };
-enum class HashTable { kModulo, kRandom };
-enum class HashFeature { kCurrent, kPrevious };
+enum class LossType { kSwitch, kZ, kImportance, kLoad, kL1, kDevice, kCommunication, kVariance, kEntropy };
 enum class Level { kMicro, kSequence, kGlobal };
 enum class Convention { kMegatron, kSwitch, kGshard, kDeepspeed, kHuggingface, kDeepseek };
 enum class Scope { kLayer, kModel };
@@ -33,84 +29,6 @@ struct LayerPattern {
   }
 };
 
-// Options of one router each; given with another type they are refused.
-struct NoisyTopKConfig {
-  double epsilon = 1e-2;
-  void fields(auto&& field) { field("epsilon", epsilon, "least standard deviation of the noise", config::kPositive); }
-};
-
-struct HashConfig {
-  HashTable table = HashTable::kModulo;
-  HashFeature feature = HashFeature::kCurrent;
-  void fields(auto&& field) {
-    field("table", table, "expert of a token id: modulo = id mod E, random = drawn once");
-    field("feature", feature, "whose id: the token's own, or the one before it in the document");
-  }
-};
-
-struct SinkhornConfig {
-  double tolerance = 1e-4;
-  int64_t iterations = 100;
-  void fields(auto&& field) {
-    field("tolerance", tolerance, "mean change of the column factors at which to stop", config::kPositive);
-    field("iterations", iterations, "most iterations", config::kSize);
-  }
-};
-
-struct ExpertChoiceConfig {
-  double threshold_decay = 0.99;
-  void fields(auto&& field) {
-    field("threshold_decay", threshold_decay, "of the mean admission threshold that evaluation uses",
-          config::kDecayRate);
-  }
-};
-
-struct RouterConfig {
-  std::string type = "topk";
-  Score score = Score::kSoftmax;
-  bool score_before_topk = true;
-  bool norm_topk_prob = false;
-  double routed_scaling_factor = 1.0;
-  int64_t n_group = 1;
-  int64_t topk_group = 1;
-  GroupScore group_score = GroupScore::kAuto;
-  std::string second = "always";
-  double second_threshold = 0.2;
-  double jitter = 0.0;
-  std::string dtype = "fp32";
-  std::optional<NoisyTopKConfig> noisy_topk = {};
-  std::optional<HashConfig> hash = {};
-  std::optional<SinkhornConfig> sinkhorn = {};
-  std::optional<ExpertChoiceConfig> expert_choice = {};
-  std::optional<std::string> record;
-  std::optional<std::string> replay;
-
-  void fields(auto&& field) {
-    field("type", type, "how experts are chosen: topk, noisy_topk, hash, sinkhorn, relu, expert_choice");
-    field("score", score, "how logits become scores");
-    field("score_before_topk", score_before_topk, "score over all experts, then choose; false = over the chosen ones");
-    field("norm_topk_prob", norm_topk_prob, "divide the chosen weights by their sum");
-    field("routed_scaling_factor", routed_scaling_factor, "multiplies the weights after normalisation",
-          config::kPositive);
-    field("n_group", n_group, "groups of experts for group-limited routing", config::kSize);
-    field("topk_group", topk_group, "groups a token may use", config::kSize);
-    field("group_score", group_score,
-          "of a group: its best score, or the sum of its best two; auto = top2 for sigmoid");
-    field("second", second, "second expert: always, or random = with probability weight / second_threshold (GShard)");
-    field("second_threshold", second_threshold, "weight from which on the second expert is always used",
-          config::kPositive);
-    field("jitter", jitter, "the router sees its input times a random factor in [1 - jitter, 1 + jitter] in training",
-          config::kDecayRate);
-    field("dtype", dtype, "arithmetic of logits and scores, at least fp32");
-    field("noisy_topk", noisy_topk, "options of type noisy_topk");
-    field("hash", hash, "options of type hash");
-    field("sinkhorn", sinkhorn, "options of type sinkhorn");
-    field("expert_choice", expert_choice, "options of type expert_choice");
-    field("record", record, "write chosen expert ids here");
-    field("replay", replay, "take expert ids from such a recording");
-  }
-};
-
 // The adaptive coefficient of the L1 loss (ReMoE).
 struct L1Config {
   double start = 1e-8;
@@ -129,15 +47,21 @@ struct BalanceLoss {
   Level level = Level::kMicro;
   Convention convention = Convention::kMegatron;
   Scope scope = Scope::kLayer;
+  std::optional<int64_t> devices = {};
+  std::optional<int64_t> max_devices = {};
   std::optional<L1Config> l1 = {};
 
   void fields(auto&& field) {
-    field("type", type,
-          "switch = load balance, z = router z-loss, importance and load = squared variation, l1 = sparsity");
+    field(
+        "type", type,
+        "switch = load balance, z = router z-loss, importance and load = squared variation, l1 = sparsity, device and "
+        "communication = over groups of experts, variance = of the weights, entropy = of the scores");
     field("coef", coef, "coefficient; l1 has its own", config::kNotNegative);
     field("level", level, "where expert counts are taken: micro-batch, sequence, or global (counts of the last step)");
     field("convention", convention, "whose scale of the loss");
     field("scope", scope, "layer = each layer its own loss, model = all layers together (transformers)");
+    field("devices", devices, "types device and communication: equal groups of neighbouring experts", config::kSize);
+    field("max_devices", max_devices, "type communication: groups that a token is meant to use", config::kSize);
     field("l1", l1, "options of type l1");
   }
 };
@@ -164,12 +88,22 @@ struct BalanceConfig {
   }
 };
 
+// Options of the drop policy spill.
+struct SpillConfig {
+  std::optional<int64_t> hops = {};
+  void fields(auto&& field) {
+    field("hops", hops, "other experts that a refused token asks at most; null = all",
+          config::Rule{.min = 0, .max = 1e9});
+  }
+};
+
 struct CapacityConfig {
   std::optional<double> factor;
   std::optional<double> eval_factor;
   DropPolicy policy = DropPolicy::kPosition;
   bool renormalize = false;
   int64_t min = 4;
+  std::optional<SpillConfig> spill = {};
 
   void fields(auto&& field) {
     field("factor", factor, "capacity C = max(min, ceil(factor * k * T / E)) per micro-batch; null = dropless");
@@ -177,6 +111,7 @@ struct CapacityConfig {
     field("policy", policy, "order in which tokens are admitted");
     field("renormalize", renormalize, "divide the weights that survive by their sum");
     field("min", min, "least capacity", config::kSize);
+    field("spill", spill, "options of policy spill");
   }
 };
 
@@ -252,33 +187,17 @@ struct EnumNames<moe::Branch> {
       {{"serial", moe::Branch::kSerial}, {"parallel", moe::Branch::kParallel}, {"residual", moe::Branch::kResidual}}};
 };
 template <>
-struct EnumNames<moe::Score> {
-  static constexpr std::array<std::pair<std::string_view, moe::Score>, 2> kNames{
-      {{"softmax", moe::Score::kSoftmax}, {"sigmoid", moe::Score::kSigmoid}}};
-};
-template <>
 struct EnumNames<moe::LossType> {
-  static constexpr std::array<std::pair<std::string_view, moe::LossType>, 5> kNames{
+  static constexpr std::array<std::pair<std::string_view, moe::LossType>, 9> kNames{
       {{"switch", moe::LossType::kSwitch},
        {"z", moe::LossType::kZ},
        {"importance", moe::LossType::kImportance},
        {"load", moe::LossType::kLoad},
-       {"l1", moe::LossType::kL1}}};
-};
-template <>
-struct EnumNames<moe::GroupScore> {
-  static constexpr std::array<std::pair<std::string_view, moe::GroupScore>, 3> kNames{
-      {{"auto", moe::GroupScore::kAuto}, {"max", moe::GroupScore::kMax}, {"top2", moe::GroupScore::kTop2}}};
-};
-template <>
-struct EnumNames<moe::HashTable> {
-  static constexpr std::array<std::pair<std::string_view, moe::HashTable>, 2> kNames{
-      {{"modulo", moe::HashTable::kModulo}, {"random", moe::HashTable::kRandom}}};
-};
-template <>
-struct EnumNames<moe::HashFeature> {
-  static constexpr std::array<std::pair<std::string_view, moe::HashFeature>, 2> kNames{
-      {{"current", moe::HashFeature::kCurrent}, {"previous", moe::HashFeature::kPrevious}}};
+       {"l1", moe::LossType::kL1},
+       {"device", moe::LossType::kDevice},
+       {"communication", moe::LossType::kCommunication},
+       {"variance", moe::LossType::kVariance},
+       {"entropy", moe::LossType::kEntropy}}};
 };
 template <>
 struct EnumNames<moe::Level> {

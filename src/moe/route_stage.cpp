@@ -16,6 +16,7 @@ RouteStage::RouteStage(nn::StageSite site, const nn::Parameters& parameters, con
       shape_(config.shape),
       observer_(config.observer),
       tp_(config.tp),
+      adds_(config.adds),
       scorer_(parameters, config.blocks, config_.router.jitter),
       router_(Router::make(config_.router, shape_)),
       training_(Admission::make(config_.capacity, true)),
@@ -64,6 +65,7 @@ std::vector<uint8_t> RouteStage::admitted(Choice& choice, const RouteInput& in, 
   const bool training = in.moment.training;
   const auto capacity = expert_capacity(config_.capacity, training, tokens, shape_.top_k, choice.experts);
   dropped = capacity ? (training ? training_ : evaluation_)->admit(choice, in, *capacity, keep) : 0;
+  if (choice.asked) router_->weigh(choice, in);
   return keep;
 }
 
@@ -136,7 +138,9 @@ void RouteStage::backward_input(nn::Frame& frame) {
 
 void RouteStage::backward_weight(nn::Frame& frame) {
   const Tensor& dscores = frame.saved<Tensor>(index());
-  if (dscores.defined()) scorer_.backward_weight(dscores, scorer_input(frame), frame.gradients());
+  nn::Gradients gradients = frame.gradients();
+  gradients.fresh &= !adds_;
+  if (dscores.defined()) scorer_.backward_weight(dscores, scorer_input(frame), gradients);
   frame.forget(index());
 }
 

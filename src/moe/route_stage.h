@@ -31,6 +31,7 @@ struct RouteConfig {
   RouteShape shape = {};
   ChoiceObserver* observer = nullptr;  // of training choices; outlives the stage
   comm::Group tp = {};                 // ranks that share the micro-batch's tokens; the stage is collective over it
+  bool adds = false;                   // another layer may have written the blocks' gradients before this one
 };
 
 class RouteStage : public nn::Stage {
@@ -68,6 +69,7 @@ class RouteStage : public nn::Stage {
   RouteShape shape_;
   ChoiceObserver* observer_;
   comm::Group tp_;
+  bool adds_;
   Scorer scorer_;
   std::unique_ptr<Router> router_;
   std::unique_ptr<Admission> training_, evaluation_;

@@ -30,6 +30,7 @@ struct Choice {
   Affinity affinity = Affinity::kSoftmax;
   Picks picks;                              // best first
   std::optional<Picks> unbiased;            // by score alone, where the picks are not: what auxiliary losses count
+  std::optional<Picks> asked;               // as the router had them, where capacity sent some elsewhere
   std::vector<uint8_t> declined_C;          // 1 for picks that the router itself does not send; empty = none
   Tensor raw_C;                             // scores of the picks, before normalisation and scaling
   Tensor weights_C;                         // of the picks
@@ -38,7 +39,8 @@ struct Choice {
   std::vector<double> sums;  // what the router wants added up over the micro-batches of a step
 
   int64_t tokens() const { return picks.tokens(); }
-  const Picks& counted() const { return unbiased ? *unbiased : picks; }
+  const Picks& wanted() const { return asked ? *asked : picks; }
+  const Picks& counted() const { return unbiased ? *unbiased : wanted(); }
 };
 
 // Gradients with respect to parts of a choice; undefined = none.

@@ -13,7 +13,7 @@
 namespace conclave::moe {
 
 Selection::Selection(const RouterConfig& config, const RouteShape& shape)
-    : k_(shape.top_k), groups_(config.n_group), kept_(config.topk_group) {
+    : k_(shape.top_k), groups_(config.n_group), kept_(config.topk_group), top_p_(config.top_p) {
   check(shape.experts % groups_ == 0, "groups of experts are equal");
   const bool top2 = config.group_score == GroupScore::kTop2 ||
                     (config.group_score == GroupScore::kAuto && config.score == Score::kSigmoid);
@@ -47,7 +47,27 @@ Tensor Selection::limited(const Tensor& scores_TE) const {
   return result;
 }
 
+Picks Selection::most_likely(const Tensor& scores_TE) const {
+  const int64_t E = scores_TE.size(1);
+  Picks picks{{0}, {}};
+  std::vector<int32_t> order(scores_TE.numel());
+  kernels::top_k_rows(scores_TE, E, order);
+  by_dtype(scores_TE, [&](auto zero) {
+    const auto scores = elements<decltype(zero)>(scores_TE);
+    for (int64_t t = 0; t < scores_TE.size(0); ++t) {
+      double sum = 0;
+      for (int64_t j = t * E; j < (t + 1) * E && sum < *top_p_; ++j) {
+        picks.ids_C.push_back(order[j]);
+        sum += scores[t * E + order[j]];
+      }
+      picks.offsets_T1.push_back(static_cast<int32_t>(picks.ids_C.size()));
+    }
+  });
+  return picks;
+}
+
 Picks Selection::best(const Tensor& scores_TE, const Tensor& bias_E) const {
+  if (top_p_) return most_likely(scores_TE);
   std::vector<int32_t> ids(scores_TE.size(0) * k_);
   kernels::top_k_rows(limited(bias_E.defined() ? scores_TE + bias_E : scores_TE), k_, ids);
   return even_picks(std::move(ids), scores_TE.size(0));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which experts a token takes by comparing scores: the k best, or the k best of the best groups (DeepSeek-V2's devices,
-// arXiv 2405.04434; DeepSeek-V3's nodes, arXiv 2412.19437). Ties go to the lower number.
+// arXiv 2405.04434; DeepSeek-V3's nodes, arXiv 2412.19437), or the fewest whose scores add up to top_p (Huang et al.
+// 2024, arXiv 2403.07652; HMoE). Ties go to the lower number.
 #pragma once
 
 #include "moe/moe_config.h"
@@ -19,8 +20,10 @@ class Selection {
  private:
   // Scores with all experts of the worse groups at minus infinity. A group's score is the sum of its best `counted_`.
   Tensor limited(const Tensor& scores_TE) const;
+  Picks most_likely(const Tensor& scores_TE) const;
 
   int64_t k_, groups_, kept_, counted_;
+  std::optional<double> top_p_;
 };
 
 }  // namespace conclave::moe

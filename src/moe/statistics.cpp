@@ -43,7 +43,7 @@ void count_choices(const Choice& choice, const Batch& batch, RouterStatistics& s
     if (batch.segment_ids[t] < 0) continue;
     ++s.tokens_B[t / batch.length];
     for (int32_t i = choice.picks.offsets_T1[t]; i < choice.picks.offsets_T1[t + 1]; ++i)
-      s.selected_E[choice.picks.ids_C[i]] += choice.declined_C.empty() || !choice.declined_C[i];
+      s.selected_E[choice.wanted().ids_C[i]] += choice.declined_C.empty() || !choice.declined_C[i];
     const int64_t row = t / batch.length * s.experts;
     const auto counted = choice.counted().of(t);
     for (const int32_t id : counted) ++s.chosen_BE[row + id];

@@ -43,6 +43,7 @@ struct ParameterSpec {
   bool expert = false;  // held by the owners of the expert only
   // Every tensor-parallel rank holds all of it but sees part of its gradient: a share of the tokens or of the heads.
   bool partial = false;
+  bool frozen = false;    // stays as it was drawn: neither trained nor part of the gradient norm
   double init_std = 0;    // normal with this deviation; 0 = constant
   double init_value = 0;  // the constant
 };

@@ -22,7 +22,7 @@ struct RouterUse {
 void check_type(const RunConfig& config, Rules& rules) {
   std::vector<std::string> built;
   for (const auto& row : moe::Router::table()) built.emplace_back(row.info.type);
-  rules.one_of("moe.router.type", config.moe.router.type, built, {"base", "lory", "sparsemixer"});
+  rules.one_of("moe.router.type", config.moe.router.type, built, {"base", "lory", "null_experts"});
   const auto* row = moe::Router::find(config.moe.router.type);
   const bool leaks = row != nullptr && row->info.causality == moe::Causality::kLeaky;
   rules.warn_if(
@@ -42,6 +42,9 @@ void check_options(const RunConfig& config, Rules& rules) {
   own("hash", router.hash.has_value());
   own("sinkhorn", router.sinkhorn.has_value());
   own("expert_choice", router.expert_choice.has_value());
+  own("sparsemixer", router.sparsemixer.has_value());
+  own("hierarchical", router.hierarchical.has_value());
+  own("null_experts", router.null_experts.has_value());
   const RouterUse use{router.type};
   rules.require(!config.moe.capacity.factor || !use.is({"expert_choice"}), {"moe.capacity.factor"},
                 "experts of moe.router.type expert_choice take k * T / E tokens each; remove this");
@@ -51,11 +54,15 @@ void check_options(const RunConfig& config, Rules& rules) {
                   fmt::format("means nothing to moe.router.type {}; remove it", router.type));
   };
   meaningless("score", router.score != defaults.score, use.is({"topk"}));
-  meaningless("score_before_topk", router.score_before_topk != defaults.score_before_topk, use.is({"topk"}));
-  meaningless("norm_topk_prob", router.norm_topk_prob, use.is({"topk", "sinkhorn"}));
+  meaningless("score_before_topk", router.score_before_topk != defaults.score_before_topk,
+              use.is({"topk", "hierarchical"}));
+  meaningless("norm_topk_prob", router.norm_topk_prob, use.is({"topk", "sinkhorn", "hierarchical"}));
   meaningless("jitter", router.jitter > 0, !use.is({"hash"}));
   meaningless("n_group", router.n_group != 1, use.is({"topk", "noisy_topk"}));
   meaningless("second", router.second != defaults.second, use.is({"topk"}));
+  meaningless("top_p", router.top_p.has_value(), use.is({"topk"}));
+  meaningless("frozen", router.frozen, !use.is({"hash"}));
+  meaningless("share", router.share != defaults.share, !use.is({"hash"}));
   rules.require(config.moe.balance.bias.update_rate == 0 || use.is({"topk", "noisy_topk"}),
                 {"moe.balance.bias.update_rate"},
                 fmt::format("moe.router.type {} does not choose by biased scores", router.type));
@@ -71,6 +78,45 @@ std::vector<int64_t> experts_of_layers(const moe::MoeConfig& moe) {
   }
   for (int64_t& count : experts) count *= moe.granularity;
   return experts;
+}
+
+void check_shared_router(const RunConfig& config, Rules& rules) {
+  const moe::RouterConfig& router = config.moe.router;
+  rules.one_of("moe.router.share", router.share, {"layer", "model"}, {});
+  const auto experts = experts_of_layers(config.moe);
+  const bool equal = std::adjacent_find(experts.begin(), experts.end(), std::not_equal_to<>()) == experts.end();
+  rules.require(router.share != "model" || equal, {"moe.router.share", "moe.num_experts"},
+                "one router for all layers needs the same number of experts in each");
+}
+
+void check_top_p(const RunConfig& config, Rules& rules) {
+  const moe::RouterConfig& router = config.moe.router;
+  if (!router.top_p) return;
+  rules.require(router.score == moe::Score::kSoftmax && router.score_before_topk,
+                {"moe.router.top_p", "moe.router.score", "moe.router.score_before_topk"},
+                "adds up the scores of a softmax over all experts: score softmax, score_before_topk true");
+  rules.require(router.n_group == 1, {"moe.router.top_p", "moe.router.n_group"}, "knows no groups of experts");
+  rules.require(router.second == "always", {"moe.router.top_p", "moe.router.second"},
+                "takes any number of experts, so that there may be no second one");
+  rules.require(config.moe.balance.bias.update_rate == 0, {"moe.router.top_p", "moe.balance.bias.update_rate"},
+                "adds up scores without a bias");
+}
+
+void check_hierarchical(const RunConfig& config, Rules& rules) {
+  const moe::RouterConfig& router = config.moe.router;
+  if (router.type != "hierarchical") return;
+  rules.require(router.hierarchical.has_value(), {"moe.router.hierarchical", "moe.router.type"},
+                "type hierarchical needs hierarchical: {groups: ..., group_k: ...}");
+  const moe::HierarchicalConfig own = router.hierarchical.value_or(moe::HierarchicalConfig());
+  const int64_t chosen = config.moe.top_k * config.moe.granularity;
+  rules.require(own.group_k <= own.groups && chosen % own.group_k == 0,
+                {"moe.router.hierarchical.group_k", "moe.top_k"},
+                fmt::format("{} of {} groups cannot give equally many of {} experts", own.group_k, own.groups, chosen));
+  for (const int64_t experts : experts_of_layers(config.moe))
+    rules.require(experts % own.groups == 0 && chosen / own.group_k <= experts / own.groups,
+                  {"moe.router.hierarchical.groups", "moe.num_experts"},
+                  fmt::format("{} experts do not make {} equal groups of at least {}", experts, own.groups,
+                              chosen / own.group_k));
 }
 
 void check_groups(const RunConfig& config, Rules& rules) {
@@ -95,6 +141,20 @@ void check_groups(const RunConfig& config, Rules& rules) {
                 fmt::format("a random second expert needs 2 experts for each token, not {}", chosen));
 }
 
+void check_devices(const RunConfig& config, size_t index, Rules& rules) {
+  const moe::BalanceLoss& loss = config.moe.balance.losses[index];
+  const std::string path = fmt::format("moe.balance.losses[{}]", index);
+  const int64_t devices = loss.devices.value_or(1);
+  rules.require(loss.devices.has_value(), {path + ".type"}, "needs devices: how many groups the experts make");
+  for (const int64_t experts : experts_of_layers(config.moe))
+    rules.require(experts % devices == 0, {path + ".devices", "moe.num_experts"},
+                  fmt::format("{} experts do not make {} equal groups", experts, devices));
+  if (loss.type != LossType::kCommunication) return;
+  rules.require(loss.max_devices.has_value(), {path + ".type"}, "needs max_devices: how many a token is meant to use");
+  rules.require(loss.max_devices.value_or(1) <= devices, {path + ".max_devices", path + ".devices"},
+                "a token cannot use more devices than there are");
+}
+
 void check_loss(const RunConfig& config, size_t index, Rules& rules) {
   const moe::BalanceLoss& loss = config.moe.balance.losses[index];
   const RouterUse router{config.moe.router.type};
@@ -107,7 +167,18 @@ void check_loss(const RunConfig& config, size_t index, Rules& rules) {
       return needs(!router.is({"relu", "hash", "sinkhorn", "expert_choice"}),
                    "a switch loss needs scores that it may even out");
     case LossType::kZ:
-      return needs(!router.is({"relu", "hash"}), "a z-loss needs logits of a softmax or sigmoid");
+      return needs(!router.is({"relu", "hash", "hierarchical"}), "a z-loss needs logits of one softmax or sigmoid");
+    case LossType::kDevice:
+    case LossType::kCommunication:
+      check_devices(config, index, rules);
+      return needs(!router.is({"relu", "hash", "sinkhorn", "expert_choice"}),
+                   "a loss over devices needs scores that it may even out");
+    case LossType::kVariance:
+      return needs(!router.is({"hash"}), "a variance loss needs weights that learn");
+    case LossType::kEntropy:
+      rules.require(config.moe.router.score == moe::Score::kSoftmax, {path + ".type", "moe.router.score"},
+                    "an entropy loss is of a softmax");
+      return needs(!router.is({"relu", "hash"}), "an entropy loss needs a softmax");
     case LossType::kImportance:
       return needs(!router.is({"hash"}), "an importance loss needs weights that learn");
     case LossType::kLoad:
@@ -130,10 +201,18 @@ void check_losses(const RunConfig& config, Rules& rules) {
     check_loss(config, i, rules);
     rules.require(!losses[i].l1 || losses[i].type == LossType::kL1, {fmt::format("moe.balance.losses[{}].l1", i)},
                   "options of type l1, but this loss has another type");
+    rules.require(
+        !losses[i].devices || losses[i].type == LossType::kDevice || losses[i].type == LossType::kCommunication,
+        {fmt::format("moe.balance.losses[{}].devices", i)},
+        "of types device and communication, but this loss has another type");
+    rules.require(!losses[i].max_devices || losses[i].type == LossType::kCommunication,
+                  {fmt::format("moe.balance.losses[{}].max_devices", i)},
+                  "of type communication, but this loss has another type");
     l1 += losses[i].type == LossType::kL1;
   }
   const bool moves_logits = std::any_of(losses.begin(), losses.end(), [](const auto& loss) {
-    return loss.type == LossType::kLoad || loss.type == LossType::kSwitch;
+    return loss.type == LossType::kLoad || loss.type == LossType::kSwitch || loss.type == LossType::kDevice ||
+           loss.type == LossType::kCommunication || loss.type == LossType::kEntropy;
   });
   rules.require(
       config.moe.router.type != "noisy_topk" || config.moe.top_k * config.moe.granularity > 1 || moves_logits,
@@ -145,21 +224,31 @@ void check_losses(const RunConfig& config, Rules& rules) {
                 "without an l1 loss nothing keeps the number of experts of a token near moe.top_k");
 }
 
+void check_spill(const RunConfig& config, Rules& rules) {
+  const bool spills = config.moe.capacity.policy == moe::DropPolicy::kSpill;
+  const moe::RouterConfig& router = config.moe.router;
+  rules.require(spills || !config.moe.capacity.spill, {"moe.capacity.spill"},
+                "options of policy spill, but moe.capacity.policy is another");
+  if (!spills) return;
+  rules.require(RouterUse{router.type}.is({"topk", "noisy_topk"}), {"moe.capacity.policy", "moe.router.type"},
+                fmt::format("spill asks the next best logit, which moe.router.type {} does not go by", router.type));
+  rules.require(router.n_group == 1, {"moe.capacity.policy", "moe.router.n_group"},
+                "spill would send tokens out of their groups of experts");
+  rules.require(router.second == "always", {"moe.capacity.policy", "moe.router.second"},
+                "spill knows no second expert that a token declines");
+  rules.require(config.moe.balance.bias.update_rate == 0, {"moe.capacity.policy", "moe.balance.bias.update_rate"},
+                "spill asks the next best expert by logits without a bias");
+}
+
 void check_policy(const RunConfig& config, Rules& rules) {
   const moe::CapacityConfig& capacity = config.moe.capacity;
-  std::vector<std::string> built;
-  const moe::Admission::Row* used = nullptr;
-  for (const auto& row : moe::Admission::table()) {
-    built.emplace_back(row.info.type);
-    if (row.policy == capacity.policy) used = &row;
-  }
-  rules.unbuilt(used == nullptr, "moe.capacity.policy",
-                fmt::format("'{}'; built so far: {}", config::enum_name(capacity.policy), fmt::join(built, ", ")));
+  const moe::MethodInfo& used = moe::Admission::row(capacity.policy).info;
   rules.warn_if(
-      used != nullptr && capacity.factor && used->info.causality == moe::Causality::kLeaky, {"moe.capacity.policy"},
+      capacity.factor && used.causality == moe::Causality::kLeaky, {"moe.capacity.policy"},
       fmt::format("in training whether a token is dropped depends on later tokens too (class C3), so training losses "
                   "are optimistic; evaluation admits by {}",
-                  used == nullptr ? "" : used->info.evaluation));
+                  used.evaluation));
+  check_spill(config, rules);
 }
 
 }  // namespace
@@ -168,6 +257,9 @@ void check_methods(const RunConfig& config, Rules& rules) {
   check_type(config, rules);
   check_options(config, rules);
   check_groups(config, rules);
+  check_shared_router(config, rules);
+  check_top_p(config, rules);
+  check_hierarchical(config, rules);
   check_losses(config, rules);
   check_policy(config, rules);
 }

@@ -185,6 +185,7 @@ Json Metrics::record(int64_t step, const StepReport& report, const StepTimes& ti
     entry["aux"] = aux;
     // Of routers without scores there is neither.
     if (config_.moe.router.type == "relu" || config_.moe.router.type == "hash") entry["entropy"] = entry["z"] = Json();
+    if (config_.moe.router.type == "hierarchical") entry["z"] = Json();  // of two softmaxes there is no one logsumexp
     const int64_t sent = std::accumulate(layer.dispatched_E.begin(), layer.dispatched_E.end(), int64_t{0});
     entry["active"] = layer.tokens > 0 ? static_cast<double>(sent) / static_cast<double>(layer.tokens) : 0.0;
     layers.push_back(entry);

@@ -59,7 +59,7 @@ void check_router(const RunConfig& config, Rules& rules) {
                 "has no effect: the sigmoid of an expert does not depend on which others are chosen");
   rules.warn_if(router.norm_topk_prob && normalised_already, {"moe.router.norm_topk_prob"},
                 "has no effect: a softmax over the chosen experts (score_before_topk: false) sums to 1 already");
-  const int64_t chosen = config.moe.top_k * config.moe.granularity;
+  const int64_t chosen = router.top_p || router.type == "hierarchical" ? 0 : config.moe.top_k * config.moe.granularity;
   rules.warn_if(chosen == 1 && (router.norm_topk_prob || normalised_already) && config.moe.enabled,
                 {"moe.router.norm_topk_prob", "moe.router.score_before_topk", "moe.top_k"},
                 "with one expert for each token the renormalised weight is always 1, so the router learns from the "

@@ -41,7 +41,7 @@ optim::AdamW make_optimizer(const RunConfig& config, const nn::Parameters& param
   std::vector<optim::Range> ranges;
   for (const auto& own : owned.own()) {
     for (const auto& p : parameters.all()) {
-      if (p.expert != expert) continue;
+      if (p.expert != expert || p.frozen) continue;
       const int64_t begin = std::max(p.offset, own.begin), end = std::min(p.offset + p.count, own.end());
       const bool decay = std::find(no_decay.begin(), no_decay.end(), nn::kind_name(p.kind)) == no_decay.end();
       if (begin < end) ranges.push_back({begin, own.at + begin - own.begin, end - begin, decay});

@@ -50,7 +50,8 @@ checkpoint::ConfigRecord config_record(const RunConfig& config) {
   // state.
   auto& l1 = record.model["moe"]["l1"] = Json::array();
   for (const auto& loss : config.moe.balance.losses) l1.push_back(config::tree_to_json(config::to_node(loss.l1)));
-  for (const char* key : {"jitter", "second", "second_threshold", "noisy_topk", "sinkhorn", "expert_choice"}) {
+  for (const char* key :
+       {"jitter", "second", "second_threshold", "noisy_topk", "sinkhorn", "expert_choice", "frozen", "sparsemixer"}) {
     record.training["moe"]["router"][key] = record.model["moe"]["router"][key];
     record.model["moe"]["router"].erase(key);
   }

@@ -46,6 +46,12 @@ INSTANTIATE_TEST_SUITE_P(
                            }},
                       Case{"hash", [](auto& c) { c.moe.router.type = "hash"; }},
                       Case{"noisy_topk", [](auto& c) { c.moe.router.type = "noisy_topk"; }},
+                      Case{"hierarchical",
+                           [](auto& c) {
+                             c.moe.router.type = "hierarchical";
+                             c.moe.router.hierarchical = {.groups = 2, .group_k = 1};
+                           }},
+                      Case{"omni_router", [](auto& c) { c.moe.router.share = "model"; }},
                       Case{"granular", [](auto& c) { c.moe.granularity = 3; }},
                       Case{"shared_with_gate",
                            [](auto& c) { c.moe.num_shared_experts = 2, c.moe.shared_gate = true; }}),

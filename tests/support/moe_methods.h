@@ -135,6 +135,48 @@ inline std::vector<Method> router_methods() {
          c.router.type = "expert_choice";
          losses(c, {LossType::kZ});
        }},
+      {"Spill", 8, 2,
+       [=](MoeConfig& c) {
+         capacity(c, 0.75, DropPolicy::kSpill);
+         c.capacity.renormalize = true;
+         losses(c, {LossType::kSwitch});
+       }},
+      {"SparseMixer", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.type = "sparsemixer";
+         c.router.sparsemixer.emplace().epsilon = 0.3;
+         losses(c, {LossType::kSwitch});
+       }},
+      {"Hierarchical", 8, 4,
+       [=](MoeConfig& c) {
+         c.router.type = "hierarchical";
+         c.router.hierarchical = {.groups = 4, .group_k = 2};
+         losses(c, {LossType::kSwitch, LossType::kImportance});
+       }},
+      {"DeviceLosses", 16, 4,
+       [=](MoeConfig& c) {
+         c.router.n_group = 4;
+         c.router.topk_group = 2;
+         losses(c, {LossType::kDevice, LossType::kCommunication});
+         for (auto& loss : c.balance.losses) loss.devices = 4;
+         c.balance.losses[1].max_devices = 2;
+       }},
+      {"TopP", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.top_p = 0.6;
+         c.router.norm_topk_prob = true;
+         losses(c, {LossType::kEntropy, LossType::kSwitch, LossType::kVariance});
+       }},
+      {"FrozenRouter", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.frozen = true;
+         losses(c, {LossType::kSwitch});
+       }},
+      {"OmniRouter", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.share = "model";
+         losses(c, {LossType::kSwitch});
+       }},
       {"ReMoe", 8, 2,
        [=](MoeConfig& c) {
          c.router.type = "relu";

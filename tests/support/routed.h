@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "moe/decision.h"
 #include "moe/router.h"
 #include "support/tiny_models.h"
 
@@ -30,6 +31,16 @@ struct Routed {
   }
   moe::Choice route(const Tensor& scores) const { return router->route(scores, {batch, state, moment, at::kDouble}); }
 };
+
+// The router's choice of `scores`, nothing dropped, with its statistics.
+inline moe::Decision decided(const Routed& setup, const Tensor& scores) {
+  moe::Decision d;
+  d.choice = setup.route(scores);
+  const std::vector<uint8_t> keep(d.choice.picks.count(), 1);
+  d.routing = moe::make_routing(d.choice.picks, keep, {0, d.choice.tokens()}, d.choice.experts);
+  d.statistics = moe::gather_statistics(d.choice, d.routing, setup.batch, setup.shape.top_k);
+  return d;
+}
 
 inline std::vector<int64_t> loads(const moe::Choice& choice) {
   std::vector<int64_t> counts(choice.experts, 0);

@@ -134,8 +134,8 @@ const std::vector<BadConfig> kUnbuilt = {
     {"Branch", "moe: {branch: parallel}\n", "3:15", "not built yet: 'parallel'"},
     {"Lory", "moe: {router: {type: lory}}\n", "3:22", "not built yet: 'lory'"},
     {"Replay", "moe: {router: {replay: ids}}\n", "3:24", "not built yet: replaying"},
-    {"DropPolicy", "moe: {capacity: {factor: 1, policy: spill}}\n", "3:37",
-     "built so far: position, slot, score, random, bpr"},
+    {"ContextRouter", "moe: {router: {context: true}}\n", "3:25", "not built yet: a router that sees"},
+    {"NullExperts", "moe: {router: {type: null_experts}}\n", "3:22", "not built yet: 'null_experts'"},
     {"Mup",
      "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init: mup}\n" +
          std::string(kData),

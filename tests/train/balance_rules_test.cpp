@@ -48,9 +48,59 @@ TEST(BalanceRules, ModelScopeNeedsEqualExpertsInAllLayers) {
   expect_accepted("moe: {num_experts: [4, 8], balance: {losses: [{convention: huggingface}]}}\n");
 }
 
-TEST(BalanceRules, PoliciesThatAreNotBuiltAreRefused) {
-  EXPECT_THAT(refusal("moe: {capacity: {factor: 1, policy: spill}}\n"),
-              HasSubstr("'spill'; built so far: position, slot, score, random, bpr"));
+TEST(BalanceRules, SpillNeedsOneOrderOfAllExperts) {
+  const std::string spill = "capacity: {factor: 1, policy: spill, spill: {hops: 2}}";
+  expect_accepted("moe: {" + spill + "}\n");
+  expect_accepted("moe: {" + spill + ", router: {type: noisy_topk}}\n");
+  EXPECT_THAT(refusal("moe: {" + spill + ", router: {type: relu}}\n"), HasSubstr("does not go by"));
+  EXPECT_THAT(refusal("moe: {" + spill + ", router: {n_group: 2, topk_group: 2}}\n"),
+              HasSubstr("out of their groups of experts"));
+  EXPECT_THAT(refusal("moe: {" + spill + ", router: {second: random}}\n"), HasSubstr("that a token declines"));
+  EXPECT_THAT(refusal("moe: {" + spill + ", balance: {bias: {update_rate: 0.1}}}\n"), HasSubstr("without a bias"));
+  EXPECT_THAT(refusal("moe: {capacity: {factor: 1, spill: {hops: 2}}}\n"), HasSubstr("options of policy spill"));
+}
+
+TEST(BalanceRules, AFrozenOrSharedRouterNeedsWeights) {
+  expect_accepted("moe: {router: {frozen: true, share: model}}\n");
+  EXPECT_THAT(refusal("moe: {router: {type: hash, frozen: true}}\n"),
+              HasSubstr("means nothing to moe.router.type hash"));
+  EXPECT_THAT(refusal("moe: {router: {type: hash, share: model}}\n"),
+              HasSubstr("means nothing to moe.router.type hash"));
+  EXPECT_THAT(refusal("moe: {num_experts: [4, 8], router: {share: model}}\n"), HasSubstr("the same number of experts"));
+  EXPECT_THAT(refusal("moe: {router: {share: block}}\n"), HasSubstr("moe.router.share"));
+}
+
+TEST(BalanceRules, TwoLevelsNeedEqualGroups) {
+  expect_accepted("moe: {top_k: 4, router: {type: hierarchical, hierarchical: {groups: 4, group_k: 2}}}\n");
+  EXPECT_THAT(refusal("moe: {router: {type: hierarchical}}\n"), HasSubstr("needs hierarchical: {groups"));
+  EXPECT_THAT(refusal("moe: {router: {type: hierarchical, hierarchical: {groups: 3}}}\n"), HasSubstr("3 equal groups"));
+  EXPECT_THAT(refusal("moe: {top_k: 3, router: {type: hierarchical, hierarchical: {groups: 4, group_k: 2}}}\n"),
+              HasSubstr("cannot give equally many of 3 experts"));
+  EXPECT_THAT(refusal("moe: {router: {type: hierarchical, hierarchical: {groups: 8}}}\n"), HasSubstr("of at least 2"));
+  EXPECT_THAT(
+      refusal("moe: {router: {type: hierarchical, hierarchical: {groups: 2}}, balance: {losses: [{type: z}]}}\n"),
+      HasSubstr("one softmax or sigmoid"));
+}
+
+TEST(BalanceRules, LossesOverDevicesNeedDevices) {
+  const auto loss = [](const std::string& keys) { return "moe: {balance: {losses: [{" + keys + "}]}}\n"; };
+  expect_accepted(loss("type: device, devices: 4"));
+  expect_accepted(loss("type: communication, devices: 4, max_devices: 2"));
+  EXPECT_THAT(refusal(loss("type: device")), HasSubstr("needs devices"));
+  EXPECT_THAT(refusal(loss("type: device, devices: 3")), HasSubstr("3 equal groups"));
+  EXPECT_THAT(refusal(loss("type: communication, devices: 4")), HasSubstr("needs max_devices"));
+  EXPECT_THAT(refusal(loss("type: communication, devices: 4, max_devices: 5")),
+              HasSubstr("more devices than there are"));
+  EXPECT_THAT(refusal(loss("devices: 4")), HasSubstr("this loss has another type"));
+}
+
+TEST(BalanceRules, TopPNeedsASoftmaxOverAllExperts) {
+  expect_accepted("moe: {router: {top_p: 0.6}}\n");
+  EXPECT_THAT(refusal("moe: {router: {top_p: 0.6, score: sigmoid}}\n"), HasSubstr("a softmax over all experts"));
+  EXPECT_THAT(refusal("moe: {router: {top_p: 0.6, second: random}}\n"), HasSubstr("no second one"));
+  EXPECT_THAT(refusal("moe: {router: {type: relu, top_p: 0.6}}\n"), HasSubstr("means nothing"));
+  EXPECT_THAT(refusal("moe: {router: {top_p: 0.6}, balance: {bias: {update_rate: 0.1}}}\n"),
+              HasSubstr("without a bias"));
 }
 
 TEST(BalanceRules, ARandomSecondExpertNeedsASecond) {

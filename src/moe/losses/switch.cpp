@@ -86,10 +86,12 @@ std::vector<double> SwitchLoss::shares(const LossView& view, int layer, int64_t 
   }
   const bool per_choice = config_.convention == Convention::kMegatron || config_.convention == Convention::kDeepseek ||
                           (config_.convention == Convention::kDeepspeed && own.top_k > 2);
-  const double k = per_choice ? static_cast<double>(own.top_k) : 1.0;
+  // All choices; of counts that are shares of a last step there are k, of others as many as tokens made.
+  const double choices = config_.level == Level::kGlobal ? static_cast<double>(own.top_k)
+                                                         : std::accumulate(counts.begin(), counts.end(), 0.0);
+  const double over = per_choice ? choices : counted;
   std::vector<double> a(own.experts, 0.0);
-  for (int64_t e = 0; e < own.experts && counted > 0; ++e)
-    a[e] = static_cast<double>(own.experts) * counts[e] / (k * counted);
+  for (int64_t e = 0; e < own.experts && over > 0; ++e) a[e] = static_cast<double>(own.experts) * counts[e] / over;
   return a;
 }
 

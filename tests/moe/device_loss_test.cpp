@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// Device, communication, variance and entropy losses, and routing by top_p (methods.md 2.4, 2.7, 1.22, 8).
+#include <ATen/ops/arange.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/tensor_checks.h"
+#include "moe/balancer.h"
+#include "support/routed.h"
+
+namespace conclave::moe {
+namespace {
+
+using conclave::testing::decided;
+using conclave::testing::Routed;
+using kernels::random_tensor;
+
+struct Loss {
+  double value;
+  ChoiceGradients gradients;
+};
+
+Loss loss_of(const BalanceLoss& config, const Routed& setup, const Decision& decision) {
+  const Balancer balancer(BalanceConfig{.losses = {config}});
+  ModelState state;
+  const std::vector<int64_t> experts{decision.choice.experts};
+  balancer.declare(experts, state);
+  const Decision* layer = &decision;
+  const LossView view{{&layer, 1}, state, setup.batch};
+  Loss loss{balancer.value(view, 0, 0), {}};
+  balancer.add_gradient(view, 0, loss.gradients);
+  return loss;
+}
+
+Routed with_padding(const RouterConfig& config, int64_t experts, int64_t top_k, int64_t tokens) {
+  Routed setup(config, {.experts = experts, .top_k = top_k}, tokens);
+  for (const int64_t t : {tokens - 1, tokens - 2}) setup.batch.segment_ids[t] = -1, setup.batch.loss_mask[t] = 0;
+  return setup;
+}
+
+TEST(DeviceLoss, WithOneExpertOnEachDeviceIsTheExpertLoss) {
+  for (const auto score : {Score::kSoftmax, Score::kSigmoid}) {
+    const auto setup = with_padding({.score = score}, 8, 3, 20);
+    const auto decision = decided(setup, random_tensor({20, 8}, at::kDouble, 1));
+    const auto expected = loss_of({.coef = 0.2, .convention = Convention::kDeepseek}, setup, decision);
+    for (const auto type : {LossType::kDevice, LossType::kCommunication}) {
+      const auto actual = loss_of({.type = type, .coef = 0.2, .devices = 8, .max_devices = 3}, setup, decision);
+      EXPECT_NEAR(actual.value, expected.value, 1e-12);
+      EXPECT_LT((actual.gradients.logits_TE - expected.gradients.logits_TE).abs().max().item<double>(), 1e-12);
+    }
+  }
+}
+
+TEST(DeviceLoss, IsTheMeanCountAndTheSumOfAffinities) {
+  const auto setup = with_padding({}, 6, 2, 30);
+  const auto decision = decided(setup, random_tensor({30, 6}, at::kDouble, 1));
+  double expected = 0;
+  for (int64_t device = 0; device < 3; ++device) {
+    double f = 0, p = 0;
+    for (int64_t e = 2 * device; e < 2 * device + 2; ++e) {
+      for (int64_t t = 0; t < 28; ++t) {
+        for (const int32_t id : decision.choice.picks.of(t)) f += id == e ? 6.0 / (2 * 28) / 2 : 0.0;
+        p += decision.choice.probs_TE[t][e].item<double>() / 28;
+      }
+    }
+    expected += f * p;
+  }
+  EXPECT_NEAR(loss_of({.type = LossType::kDevice, .devices = 3}, setup, decision).value, expected, 1e-12);
+}
+
+TEST(DeviceLossCommunication, CountsATokenOnceForEachDevice) {
+  const auto setup = with_padding({}, 6, 2, 30);
+  // The first half of the tokens takes experts 0 and 1 (one device), the others 1 and 2 (two devices).
+  Tensor logits = at::zeros({30, 6}, at::kDouble);
+  logits.select(1, 1).fill_(3.0);
+  logits.narrow(0, 0, 14).select(1, 0).fill_(2.0);
+  logits.narrow(0, 14, 16).select(1, 2).fill_(2.0);
+  const auto decision = decided(setup, logits);
+  const Tensor p = decision.choice.probs_TE.narrow(0, 0, 28).mean(0);
+  const auto of_device = [&](int64_t d) { return p.narrow(0, 2 * d, 2).sum().item<double>(); };
+  // 28, 14 and no tokens; D/(M T) = 3 / (2 * 28).
+  const double expected = 3.0 / 56 * (28 * of_device(0) + 14 * of_device(1));
+  const BalanceLoss config{.type = LossType::kCommunication, .devices = 3, .max_devices = 2};
+  EXPECT_NEAR(loss_of(config, setup, decision).value, expected, 1e-12);
+}
+
+TEST(DeviceLossVariance, OfEqualWeightsIsZeroAndElseNegative) {
+  const BalanceLoss config{.type = LossType::kVariance};
+  const auto all = with_padding({}, 4, 4, 20);
+  EXPECT_NEAR(loss_of(config, all, decided(all, at::arange(4, at::kDouble).expand({20, 4}).contiguous())).value, 0.0,
+              1e-15);
+  const auto setup = with_padding({}, 8, 2, 20);
+  EXPECT_LT(loss_of(config, setup, decided(setup, random_tensor({20, 8}, at::kDouble, 1))).value, -1e-3);
+}
+
+TEST(DeviceLossVariance, IsOfTheWeightsWithZerosForWhatWasNotChosen) {
+  const auto setup = with_padding({}, 8, 2, 20);
+  const auto decision = decided(setup, random_tensor({20, 8}, at::kDouble, 1));
+  Tensor weights = at::zeros({18, 8}, at::kDouble);
+  for (int64_t i = 0; i < 36; ++i)
+    weights[i / 2][decision.choice.picks.ids_C[i]] = decision.choice.weights_C[i].item<double>();
+  const Tensor centred = weights - weights.mean(0, true);
+  const auto loss = loss_of({.type = LossType::kVariance, .coef = 0.5}, setup, decision);
+  EXPECT_NEAR(loss.value, -(centred * centred).sum().item<double>() / 18, 1e-12);
+  for (int64_t i = 0; i < 40; ++i) {
+    const double expected =
+        i < 36 ? -2 * 0.5 * 18 / 18.0 * centred[i / 2][decision.choice.picks.ids_C[i]].item<double>() : 0.0;
+    EXPECT_NEAR(loss.gradients.weights_C[i].item<double>(), expected, 1e-12) << "padding has none";
+  }
+}
+
+TEST(DeviceLossEntropy, OfEqualLogitsIsTheLogarithmAndFlat) {
+  const auto setup = with_padding({}, 8, 2, 20);
+  const auto loss = loss_of({.type = LossType::kEntropy}, setup, decided(setup, at::zeros({20, 8}, at::kDouble)));
+  EXPECT_NEAR(loss.value, std::log(8), 1e-12);
+  EXPECT_LT(loss.gradients.logits_TE.abs().max().item<double>(), 1e-15);
+}
+
+TEST(DeviceLossTopP, TakesTheFewestExpertsThatAddUpToP) {
+  const Tensor logits = random_tensor({40, 8}, at::kDouble, 4) * 2;
+  for (const double p : {0.05, 0.4, 0.6, 0.9, 1.0}) {
+    Routed setup({.top_p = p}, {.experts = 8, .top_k = 2}, 40);
+    const Choice choice = setup.route(logits);
+    for (int64_t t = 0; t < 40; ++t) {
+      const auto ids = choice.picks.of(t);
+      double sum = 0, last = 2;
+      for (size_t i = 0; i < ids.size(); ++i) {
+        EXPECT_LT(sum, p) << "one too many";
+        const double own = choice.probs_TE[t][ids[i]].item<double>();
+        EXPECT_LE(own, last) << "best first";
+        sum += own, last = own;
+      }
+      EXPECT_TRUE(sum >= p || ids.size() == 8) << t;
+      EXPECT_GE(ids.size(), size_t{1});
+    }
+  }
+}
+
+TEST(DeviceLossTopP, ASwitchLossCountsTheChoicesThatWereMade) {
+  Routed setup({.top_p = 0.7}, {.experts = 8, .top_k = 1}, 24);
+  // Everyone takes several experts, each expert equally often: balanced, whatever top_k says.
+  Tensor logits = at::zeros({24, 8}, at::kDouble);
+  for (int64_t t = 0; t < 24; ++t)
+    for (int64_t i = 0; i < 8; ++i) logits[t][(t + i) % 8] = -0.5 * static_cast<double>(i);
+  const auto decision = decided(setup, logits);
+  ASSERT_GT(decision.choice.picks.count(), 2 * 24);
+  EXPECT_NEAR(loss_of({}, setup, decision).value, 1.0, 1e-12);
+}
+
+}  // namespace
+}  // namespace conclave::moe
