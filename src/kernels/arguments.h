@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every kernel asks of its tensors: on one device, contiguous, the expected sizes; on the CPU float or double, on a
-// device float or bf16. A failure is a bug of ours, so it throws BugError; the text names kernel, argument, what it is
-// and what it should be.
+// What every kernel asks of its tensors: on the CPU, contiguous, float or double, the expected sizes. A failure is a
+// bug of ours, so it throws BugError; the text names kernel, argument, what it is and what it should be.
 #pragma once
 
 #include <c10/core/ScalarType.h>
 
 #include <cstdint>
 #include <initializer_list>
-#include <span>
 
 #include "core/tensor.h"
 
@@ -19,24 +17,8 @@ struct Argument {
   const char* name;  // with its shape suffix, for example "x_TD"
 };
 
-// Throws BugError unless every argument is a contiguous tensor, all on one device and of one dtype.
+// Throws BugError unless every argument is a contiguous CPU tensor of one dtype, float or double.
 void check_tensors(const char* kernel, std::initializer_list<Argument> arguments);
-
-// Throws BugError unless every argument is a contiguous tensor beside `beside` and of its dtype, or float where that is
-// bf16: what is kept wide, such as losses and gradients of weights.
-void check_wide(const char* kernel, const Tensor& beside, std::initializer_list<Argument> arguments);
-
-// Throws BugError unless the argument is `count` contiguous int32 (float for check_factors) beside `beside`.
-void check_indices(const char* kernel, const Tensor& beside, const Argument& argument, int64_t count);
-void check_factors(const char* kernel, const Tensor& beside, const Argument& argument, int64_t count);
-
-// Throws BugError if `tensor` is on a device: its kernel takes the list `name` as a tensor there.
-void check_on_host(const char* kernel, const char* name, const Tensor& tensor);
-
-// The elements of what check_indices let through, on the CPU.
-inline std::span<const int32_t> indices_of(const Tensor& indices) {
-  return {indices.const_data_ptr<int32_t>(), static_cast<size_t>(indices.numel())};
-}
 
 // Throws BugError unless the tensor's sizes are `sizes`.
 void check_sizes(const char* kernel, const Argument& argument, std::initializer_list<int64_t> sizes);

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Cross entropy of one chunk of logits and, in place, its gradient. Float or double on the CPU,
-// float or bf16 on a device, where everything per row is float. Sums are not divided here: the
+// Cross entropy of one chunk of logits and, in place, its gradient. Float or double. Sums are not divided here: the
 // step divides once by the number of valid tokens of the global batch.
 #pragma once
 
@@ -31,17 +30,5 @@ void cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bool grad
 // and logits[i] * share[i], share = exp(lse here - lse of all), less mask[i] at the target.
 void finish_cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bool gradient, const Tensor& share_N,
                                Tensor& loss_N);
-
-// The same with tensors beside the logits, int32 targets and float mask: on a device, where a target outside the whole
-// vocabulary makes cross_entropy_rows' loss NaN, and on the CPU. `first` is 0 for cross_entropy_rows.
-struct DeviceVocabularyPart {
-  Tensor targets_N, mask_N;
-  int64_t first = 0;
-};
-void cross_entropy_rows(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient, Tensor& loss_N);
-void cross_entropy_part(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient, Tensor& lse_N,
-                        Tensor& target_N);
-void finish_cross_entropy_part(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient,
-                               const Tensor& share_N, Tensor& loss_N);
 
 }  // namespace conclave::kernels

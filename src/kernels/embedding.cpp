@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/embedding.h"
 
-#include <ATen/ops/sort.h>
-
 #include "kernels/arguments.h"
-#include "kernels/cuda/rows.h"
 #include "kernels/loops.h"
 #include "kernels/parallel.h"
-#include "kernels/placement.h"
 #include "kernels/rows.h"
 
 namespace conclave::kernels {
@@ -16,34 +12,12 @@ void embedding(const Tensor& weight_VD, std::span<const int32_t> tokens, Tensor&
   gather_rows(weight_VD, tokens, out_TD);
 }
 
-void embedding(const Tensor& weight_VD, const Tensor& tokens_T, Tensor& out_TD) {
-  gather_rows(weight_VD, tokens_T, out_TD);
-}
-
-void embedding_backward(const Tensor& dy_TD, const Tensor& tokens_T, Tensor& dweight_VD) {
-  const char* name = "embedding_backward";
-  check_tensors(name, {{dy_TD, "dy_TD"}});
-  check_wide(name, dy_TD, {{dweight_VD, "dweight_VD"}});
-  check_dimensions(name, {dweight_VD, "dweight_VD"}, 2);
-  const int64_t vocabulary = dweight_VD.size(0), n = dweight_VD.size(1), count = tokens_T.numel();
-  check_indices(name, dy_TD, {tokens_T, "tokens_T"}, count);
-  check_sizes(name, {dy_TD, "dy_TD"}, {count, n});
-  if (!on_device(dy_TD)) return embedding_backward(dy_TD, indices_of(tokens_T), dweight_VD);
-  // Stable: rows of one token are added in token order, as on the CPU.
-  const auto [sorted, order] = at::sort(tokens_T.view({-1}), /*stable=*/true, /*dim=*/0, /*descending=*/false);
-  cuda::embedding_backward(
-      {real_of(dy_TD), count, vocabulary, n, dy_TD.const_data_ptr(), sorted.const_data_ptr<int32_t>(),
-       order.const_data_ptr<int64_t>(), dweight_VD.mutable_data_ptr<float>()},
-      stream_of(dy_TD));
-}
-
 void embedding_backward(const Tensor& dy_TD, std::span<const int32_t> tokens, Tensor& dweight_VD) {
   const char* name = "embedding_backward";
   check_tensors(name, {{dy_TD, "dy_TD"}, {dweight_VD, "dweight_VD"}});
   check_dimensions(name, {dweight_VD, "dweight_VD"}, 2);
   const int64_t vocabulary = dweight_VD.size(0), n = dweight_VD.size(1), count = static_cast<int64_t>(tokens.size());
   check_sizes(name, {dy_TD, "dy_TD"}, {count, n});
-  check_on_host(name, "tokens", dy_TD);
   for (const int32_t token : tokens) {
     if (token >= 0) check_index(name, "tokens", token, vocabulary);
   }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Token embedding: rows of a table, and their gradient. Float or double; on a device
-// also bf16, with a float gradient. Tokens below 0 are padding: a row of zeros
+// Token embedding: rows of a table, and their gradient. Float or double. Tokens below 0 are padding: a row of zeros
 // forward, nothing backward.
 #pragma once
 
@@ -13,12 +12,8 @@ namespace conclave::kernels {
 
 // out[t] = weight[tokens[t]].
 void embedding(const Tensor& weight_VD, std::span<const int32_t> tokens, Tensor& out_TD);
-// Here and below: int32 tokens beside the table, on a device (an unknown token gives NaN forward, nothing backward) or
-// on the CPU.
-void embedding(const Tensor& weight_VD, const Tensor& tokens_T, Tensor& out_TD);
 
 // dweight[tokens[t]] += dy[t], in token order whatever the number of threads.
 void embedding_backward(const Tensor& dy_TD, std::span<const int32_t> tokens, Tensor& dweight_VD);
-void embedding_backward(const Tensor& dy_TD, const Tensor& tokens_T, Tensor& dweight_VD);
 
 }  // namespace conclave::kernels

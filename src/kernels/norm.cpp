@@ -1,31 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/norm.h"
 
-#include <ATen/ops/empty.h>
-
 #include "kernels/arguments.h"
-#include "kernels/cuda/columns.h"
-#include "kernels/cuda/norm.h"
 #include "kernels/loops.h"
 #include "kernels/parallel.h"
-#include "kernels/placement.h"
 
 namespace conclave::kernels {
 
 void rms_norm(const Tensor& x_TD, const Tensor& weight_D, double eps, Tensor& y_TD, Tensor& rstd_T) {
   const char* name = "rms_norm";
-  check_tensors(name, {{x_TD, "x_TD"}, {weight_D, "weight_D"}, {y_TD, "y_TD"}});
-  check_wide(name, x_TD, {{rstd_T, "rstd_T"}});
+  check_tensors(name, {{x_TD, "x_TD"}, {weight_D, "weight_D"}, {y_TD, "y_TD"}, {rstd_T, "rstd_T"}});
   check_dimensions(name, {x_TD, "x_TD"}, 2);
   const int64_t rows = x_TD.size(0), n = x_TD.size(1);
   check_sizes(name, {weight_D, "weight_D"}, {n});
   check_sizes(name, {y_TD, "y_TD"}, {rows, n});
   check_sizes(name, {rstd_T, "rstd_T"}, {rows});
-  if (on_device(x_TD)) {
-    return cuda::rms_norm({real_of(x_TD), rows, n, static_cast<float>(eps), x_TD.const_data_ptr(),
-                           weight_D.const_data_ptr(), y_TD.mutable_data_ptr(), rstd_T.mutable_data_ptr<float>()},
-                          stream_of(x_TD));
-  }
   with_type(x_TD, [&](auto zero) {
     using T = decltype(zero);
     const auto norm = loops<T>().rms_norm;
@@ -42,20 +31,13 @@ void rms_norm(const Tensor& x_TD, const Tensor& weight_D, double eps, Tensor& y_
 void rms_norm_backward_input(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& weight_D, const Tensor& rstd_T,
                              Tensor& dx_TD) {
   const char* name = "rms_norm_backward_input";
-  check_tensors(name, {{dy_TD, "dy_TD"}, {x_TD, "x_TD"}, {weight_D, "weight_D"}, {dx_TD, "dx_TD"}});
-  check_wide(name, x_TD, {{rstd_T, "rstd_T"}});
+  check_tensors(name, {{dy_TD, "dy_TD"}, {x_TD, "x_TD"}, {weight_D, "weight_D"}, {rstd_T, "rstd_T"}, {dx_TD, "dx_TD"}});
   check_dimensions(name, {x_TD, "x_TD"}, 2);
   const int64_t rows = x_TD.size(0), n = x_TD.size(1);
   check_sizes(name, {dy_TD, "dy_TD"}, {rows, n});
   check_sizes(name, {weight_D, "weight_D"}, {n});
   check_sizes(name, {rstd_T, "rstd_T"}, {rows});
   check_sizes(name, {dx_TD, "dx_TD"}, {rows, n});
-  if (on_device(x_TD)) {
-    return cuda::rms_norm_backward_input(
-        {real_of(x_TD), rows, n, dy_TD.const_data_ptr(), x_TD.const_data_ptr(), weight_D.const_data_ptr(),
-         rstd_T.const_data_ptr<float>(), dx_TD.mutable_data_ptr()},
-        stream_of(x_TD));
-  }
   with_type(x_TD, [&](auto zero) {
     using T = decltype(zero);
     const auto backward = loops<T>().rms_norm_backward_input;
@@ -72,20 +54,12 @@ void rms_norm_backward_input(const Tensor& dy_TD, const Tensor& x_TD, const Tens
 
 void rms_norm_backward_weight(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& rstd_T, Tensor& dweight_D) {
   const char* name = "rms_norm_backward_weight";
-  check_tensors(name, {{dy_TD, "dy_TD"}, {x_TD, "x_TD"}});
-  check_wide(name, x_TD, {{rstd_T, "rstd_T"}, {dweight_D, "dweight_D"}});
+  check_tensors(name, {{dy_TD, "dy_TD"}, {x_TD, "x_TD"}, {rstd_T, "rstd_T"}, {dweight_D, "dweight_D"}});
   check_dimensions(name, {x_TD, "x_TD"}, 2);
   const int64_t rows = x_TD.size(0), n = x_TD.size(1);
   check_sizes(name, {dy_TD, "dy_TD"}, {rows, n});
   check_sizes(name, {rstd_T, "rstd_T"}, {rows});
   check_sizes(name, {dweight_D, "dweight_D"}, {n});
-  if (on_device(x_TD)) {
-    Tensor partials = at::empty({cuda::column_partials(rows, n)}, dweight_D.options());
-    return cuda::sum_columns({real_of(x_TD), rows, n, dy_TD.const_data_ptr(), x_TD.const_data_ptr(),
-                              rstd_T.const_data_ptr<float>(), dweight_D.mutable_data_ptr<float>(),
-                              partials.mutable_data_ptr<float>()},
-                             stream_of(x_TD));
-  }
   with_type(x_TD, [&](auto zero) {
     using T = decltype(zero);
     const T* dy = dy_TD.const_data_ptr<T>();

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// RMSNorm as in transformers: y = weight * x / sqrt(mean(x^2) + eps), per row. Contiguous; float or double on the
-// CPU, float or bf16 on a device, where rstd and the weight's gradient are float. A row's bits depend on nothing but
-// that row, so batching and threads do not show.
+// RMSNorm as in transformers: y = weight * x / sqrt(mean(x^2) + eps), per row. Float or double, contiguous, CPU.
+// A row's bits depend on nothing but that row, so batching and threads do not show.
 #pragma once
 
 #include "core/tensor.h"

@@ -13,8 +13,10 @@ cuda::Real real_of(const Tensor& tensor) {
 namespace cuda {
 
 void refuse_launch(const char* kernel, const char* why) {
-  throw BugError("internal error: kernel {}: CUDA refused the launch: {}. If the log shows no earlier error, run "
-                 "compute-sanitizer on the step", kernel, why);
+  throw BugError(
+      "internal error: kernel {}: CUDA refused the launch: {}. If the log shows no earlier error, run "
+      "compute-sanitizer on the step",
+      kernel, why);
 }
 
 }  // namespace cuda

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a kernel runs: on the CPU, or by a launcher of kernels/cuda. Which of two sources answers is chosen by the build
-// (cuda/placement_cuda.cpp, cuda/no_placement.cpp); a third one in tests/cuda takes CPU tensors for device tensors, to
-// run the launchers' kernels in an emulation.
+// Where a kernel runs: on the CPU, or by a launcher of kernels/cuda. Which of two sources answers is chosen by the
+// build (cuda/placement_cuda.cpp, cuda/no_placement.cpp); a third one in tests/cuda takes CPU tensors for device
+// tensors, to run the launchers' kernels in an emulation.
 #pragma once
 
 #include "core/tensor.h"

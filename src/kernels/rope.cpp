@@ -7,10 +7,8 @@
 
 #include "core/error.h"
 #include "kernels/arguments.h"
-#include "kernels/cuda/rope.h"
 #include "kernels/loops.h"
 #include "kernels/parallel.h"
-#include "kernels/placement.h"
 
 namespace conclave::kernels {
 
@@ -34,38 +32,16 @@ RopeTable rope_table(int64_t positions, int64_t head_dim, double theta, at::Scal
   return table;
 }
 
-namespace {
-
-void check_rope(const Tensor& x_TND, const RopeTable& table) {
-  const char* name = "rope";
-  check_tensors(name, {{x_TND, "x_TND"}});
-  check_wide(name, x_TND, {{table.cos_PH, "cos_PH"}, {table.sin_PH, "sin_PH"}});
-  check_dimensions(name, {x_TND, "x_TND"}, 3);
-  check_dimensions(name, {table.cos_PH, "cos_PH"}, 2);
-  const int64_t half = x_TND.size(2) / 2, positions = table.cos_PH.size(0);
-  check_sizes(name, {x_TND, "x_TND"}, {x_TND.size(0), x_TND.size(1), 2 * half});
-  check_sizes(name, {table.cos_PH, "cos_PH"}, {positions, half});
-  check_sizes(name, {table.sin_PH, "sin_PH"}, {positions, half});
-}
-
-}  // namespace
-
-void rope(Tensor& x_TND, const Tensor& position_ids_T, const RopeTable& table, bool inverse) {
-  check_rope(x_TND, table);
-  check_indices("rope", x_TND, {position_ids_T, "position_ids_T"}, x_TND.size(0));
-  if (!on_device(x_TND)) return rope(x_TND, indices_of(position_ids_T), table, inverse);
-  cuda::rope({real_of(x_TND), x_TND.size(0), x_TND.size(1), x_TND.size(2) / 2, table.cos_PH.size(0), inverse,
-              position_ids_T.const_data_ptr<int32_t>(), table.cos_PH.const_data_ptr<float>(),
-              table.sin_PH.const_data_ptr<float>(), x_TND.mutable_data_ptr()},
-             stream_of(x_TND));
-}
-
 void rope(Tensor& x_TND, std::span<const int32_t> position_ids, const RopeTable& table, bool inverse) {
   const char* name = "rope";
-  check_rope(x_TND, table);
-  check_on_host(name, "position_ids", x_TND);
+  check_tensors(name, {{x_TND, "x_TND"}, {table.cos_PH, "cos_PH"}, {table.sin_PH, "sin_PH"}});
+  check_dimensions(name, {x_TND, "x_TND"}, 3);
+  check_dimensions(name, {table.cos_PH, "cos_PH"}, 2);
   const int64_t tokens = x_TND.size(0), heads = x_TND.size(1), half = x_TND.size(2) / 2;
   const int64_t positions = table.cos_PH.size(0);
+  check_sizes(name, {x_TND, "x_TND"}, {tokens, heads, 2 * half});
+  check_sizes(name, {table.cos_PH, "cos_PH"}, {positions, half});
+  check_sizes(name, {table.sin_PH, "sin_PH"}, {positions, half});
   check_count(name, "position_ids", static_cast<int64_t>(position_ids.size()), tokens);
   for (const int32_t position : position_ids) check_index(name, "position_ids", position, positions);
   with_type(x_TND, [&](auto zero) {

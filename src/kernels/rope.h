@@ -23,8 +23,5 @@ RopeTable rope_table(int64_t positions, int64_t head_dim, double theta, at::Scal
 // Rotates every head of x_TND [tokens, heads, head_dim] in place by its token's position; `inverse` rotates back, which
 // is the gradient. Row t is token t, with position_ids[t] below the table's number of positions.
 void rope(Tensor& x_TND, std::span<const int32_t> position_ids, const RopeTable& table, bool inverse);
-// The same with int32 positions beside x: on a device, where x may be bf16 (the table is float) and an unknown position
-// makes its token NaN, and on the CPU.
-void rope(Tensor& x_TND, const Tensor& position_ids_T, const RopeTable& table, bool inverse);
 
 }  // namespace conclave::kernels

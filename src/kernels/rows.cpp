@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/rows.h"
 
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "core/error.h"
 #include "kernels/arguments.h"
-#include "kernels/cuda/columns.h"
-#include "kernels/cuda/rows.h"
 #include "kernels/loops.h"
 #include "kernels/parallel.h"
-#include "kernels/placement.h"
 
 namespace conclave::kernels {
 
@@ -22,7 +17,6 @@ void gather_rows(const Tensor& src_TD, std::span<const int32_t> rows, Tensor& ds
   check_dimensions(name, {src_TD, "src_TD"}, 2);
   const int64_t tokens = src_TD.size(0), n = src_TD.size(1), count = static_cast<int64_t>(rows.size());
   check_sizes(name, {dst_ND, "dst_ND"}, {count, n});
-  check_on_host(name, "rows", src_TD);
   for (const int32_t row : rows) check_index(name, "rows", std::max(row, 0), std::max<int64_t>(tokens, row < 0));
   with_type(src_TD, [&](auto zero) {
     using T = decltype(zero);
@@ -38,18 +32,6 @@ void gather_rows(const Tensor& src_TD, std::span<const int32_t> rows, Tensor& ds
       }
     });
   });
-}
-
-void gather_rows(const Tensor& src_TD, const Tensor& rows_N, Tensor& dst_ND) {
-  const char* name = "gather_rows";
-  check_tensors(name, {{src_TD, "src_TD"}, {dst_ND, "dst_ND"}});
-  check_dimensions(name, {src_TD, "src_TD"}, 2);
-  check_indices(name, src_TD, {rows_N, "rows_N"}, rows_N.numel());
-  check_sizes(name, {dst_ND, "dst_ND"}, {rows_N.numel(), src_TD.size(1)});
-  if (!on_device(src_TD)) return gather_rows(src_TD, indices_of(rows_N), dst_ND);
-  cuda::gather_rows({real_of(src_TD), src_TD.size(0), rows_N.numel(), src_TD.size(1), src_TD.const_data_ptr(),
-                     rows_N.const_data_ptr<int32_t>(), dst_ND.mutable_data_ptr()},
-                    stream_of(src_TD));
 }
 
 namespace {
@@ -96,7 +78,6 @@ void sum_rows(const Tensor& src_ND, std::span<const int32_t> token_offsets, std:
   check_dimensions(name, {y_TD, "y_TD"}, 2);
   const int64_t rows = src_ND.size(0), n = src_ND.size(1), tokens = y_TD.size(0);
   check_sizes(name, {y_TD, "y_TD"}, {tokens, n});
-  check_on_host(name, "token_rows", src_ND);
   check_count(name, "token_offsets", static_cast<int64_t>(token_offsets.size()), tokens + 1);
   check(token_offsets.front() == 0 && std::is_sorted(token_offsets.begin(), token_offsets.end()),
         "sum_rows: token_offsets must start at 0 and never fall");
@@ -110,28 +91,10 @@ void sum_rows(const Tensor& src_ND, std::span<const int32_t> token_offsets, std:
   });
 }
 
-void sum_rows(const Tensor& src_ND, const TokenRows& rows, bool accumulate, Tensor& y_TD) {
-  const char* name = "sum_rows";
-  check_tensors(name, {{src_ND, "src_ND"}, {y_TD, "y_TD"}});
-  check_dimensions(name, {src_ND, "src_ND"}, 2);
-  check_dimensions(name, {y_TD, "y_TD"}, 2);
-  check_sizes(name, {y_TD, "y_TD"}, {y_TD.size(0), src_ND.size(1)});
-  check_indices(name, src_ND, {rows.offsets_T1, "offsets_T1"}, y_TD.size(0) + 1);
-  check_indices(name, src_ND, {rows.rows_N, "rows_N"}, rows.rows_N.numel());
-  if (!on_device(src_ND)) {
-    return sum_rows(src_ND, indices_of(rows.offsets_T1), indices_of(rows.rows_N), accumulate, y_TD);
-  }
-  cuda::sum_rows({real_of(src_ND), src_ND.size(0), y_TD.size(0), y_TD.size(1), accumulate, src_ND.const_data_ptr(),
-                  rows.offsets_T1.const_data_ptr<int32_t>(), rows.rows_N.const_data_ptr<int32_t>(),
-                  y_TD.mutable_data_ptr()},
-                 stream_of(src_ND));
-}
-
 void sum_placed_rows(std::span<const Tensor> sources, std::span<const int32_t> token_offsets,
                      std::span<const RowPlace> token_places, Tensor& y_TD) {
   const char* name = "sum_placed_rows";
   check_tensors(name, {{y_TD, "y_TD"}});
-  check_on_host(name, "token_places", y_TD);
   check_dimensions(name, {y_TD, "y_TD"}, 2);
   const int64_t tokens = y_TD.size(0), n = y_TD.size(1);
   for (const Tensor& source : sources) {
@@ -161,9 +124,6 @@ void add_bias(Tensor& y_TO, const Tensor& bias_O) {
   check_dimensions(name, {y_TO, "y_TO"}, 2);
   const int64_t rows = y_TO.size(0), n = y_TO.size(1);
   check_sizes(name, {bias_O, "bias_O"}, {n});
-  if (on_device(y_TO)) {
-    return cuda::add_bias({real_of(y_TO), rows, n, bias_O.const_data_ptr(), y_TO.mutable_data_ptr()}, stream_of(y_TO));
-  }
   with_type(y_TO, [&](auto zero) {
     using T = decltype(zero);
     const T* bias = bias_O.const_data_ptr<T>();
@@ -176,17 +136,10 @@ void add_bias(Tensor& y_TO, const Tensor& bias_O) {
 
 void sum_columns(const Tensor& dy_TO, Tensor& dbias_O) {
   const char* name = "sum_columns";
-  check_tensors(name, {{dy_TO, "dy_TO"}});
-  check_wide(name, dy_TO, {{dbias_O, "dbias_O"}});
+  check_tensors(name, {{dy_TO, "dy_TO"}, {dbias_O, "dbias_O"}});
   check_dimensions(name, {dy_TO, "dy_TO"}, 2);
   const int64_t rows = dy_TO.size(0), n = dy_TO.size(1);
   check_sizes(name, {dbias_O, "dbias_O"}, {n});
-  if (on_device(dy_TO)) {
-    Tensor partials = at::empty({cuda::column_partials(rows, n)}, dbias_O.options());
-    return cuda::sum_columns({real_of(dy_TO), rows, n, dy_TO.const_data_ptr(), nullptr, nullptr,
-                              dbias_O.mutable_data_ptr<float>(), partials.mutable_data_ptr<float>()},
-                             stream_of(dy_TO));
-  }
   with_type(dy_TO, [&](auto zero) {
     using T = decltype(zero);
     const T* dy = dy_TO.const_data_ptr<T>();
@@ -204,17 +157,8 @@ void sum_columns(const Tensor& dy_TO, Tensor& dbias_O) {
 }
 
 void add(Tensor& y, const Tensor& x) {
-  check_count("add", "x", x.numel(), y.numel());
-  if (on_device(y)) {
-    check_tensors("add", {{x, "x"}});
-    if (y.scalar_type() == x.scalar_type()) {
-      check_tensors("add", {{x, "x"}, {y, "y"}});
-    } else {
-      check_wide("add", x, {{y, "y"}});
-    }
-    return cuda::add({real_of(y), real_of(x), y.numel(), x.const_data_ptr(), y.mutable_data_ptr()}, stream_of(y));
-  }
   check_tensors("add", {{y, "y"}, {x, "x"}});
+  check_count("add", "x", x.numel(), y.numel());
   with_type(y, [&](auto zero) {
     using T = decltype(zero);
     const T* from = x.const_data_ptr<T>();

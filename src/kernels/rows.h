@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Moving and adding rows: gather for the dispatch, ordered sums for the combine, biases. Float or
-// double on the CPU, float or bf16 on a device; sums of bf16 are fp32 and rounded once. Sums run in the order the caller gives, never in the order threads arrive.
+// double. Sums run in the order the caller gives, never in the order threads arrive.
 #pragma once
 
 #include <cstdint>
@@ -12,21 +12,12 @@ namespace conclave::kernels {
 
 // dst[i] = src[rows[i]], or zeros where rows[i] < 0 (padding).
 void gather_rows(const Tensor& src_TD, std::span<const int32_t> rows, Tensor& dst_ND);
-// The same with int32 rows beside the source: on a device, where a row that is not there reads as NaN, and on the CPU.
-void gather_rows(const Tensor& src_TD, const Tensor& rows_N, Tensor& dst_ND);
 
 // y[t] = src[r0] + src[r1] + ... for the rows r in token_rows[token_offsets[t] ... token_offsets[t + 1]), in that
 // order; zeros where there are none. With `accumulate` the rows are added to what y[t] holds. token_offsets has T + 1
 // entries.
 void sum_rows(const Tensor& src_ND, std::span<const int32_t> token_offsets, std::span<const int32_t> token_rows,
               bool accumulate, Tensor& y_TD);
-
-// The same lists as int32 tensors beside the source: on a device, where they cannot be checked (a row that is not there
-// reads as NaN), and on the CPU.
-struct TokenRows {
-  Tensor offsets_T1, rows_N;
-};
-void sum_rows(const Tensor& src_ND, const TokenRows& rows, bool accumulate, Tensor& y_TD);
 
 // A row of one of several tensors.
 struct RowPlace {
@@ -40,10 +31,10 @@ void sum_placed_rows(std::span<const Tensor> sources, std::span<const int32_t> t
 // y[t] += bias.
 void add_bias(Tensor& y_TO, const Tensor& bias_O);
 
-// dbias (float where dy is bf16) += the sum of all rows of dy: blocks of 64 rows, added in row order whatever the number of threads.
+// dbias += the sum of all rows of dy: blocks of 64 rows, added in row order whatever the number of threads.
 void sum_columns(const Tensor& dy_TO, Tensor& dbias_O);
 
-// y += x, element by element; any shape. On a device y may be float and x bf16: how gradients of weights accumulate.
+// y += x, element by element; any shape.
 void add(Tensor& y, const Tensor& x);
 
 }  // namespace conclave::kernels

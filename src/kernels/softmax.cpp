@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/softmax.h"
 
-#include <ATen/ops/sigmoid.h>
-
 #include "core/error.h"
 #include "kernels/arguments.h"
-#include "kernels/cuda/softmax.h"
 #include "kernels/loops.h"
 #include "kernels/parallel.h"
-#include "kernels/placement.h"
 
 namespace conclave::kernels {
 namespace {
@@ -44,12 +40,6 @@ void softmax_rows(const Tensor& logits_TE, Tensor& probs_TE, Tensor& lse_T) {
   const int64_t rows = logits_TE.size(0), n = logits_TE.size(1);
   check_sizes(name, {probs_TE, "probs_TE"}, {rows, n});
   check_sizes(name, {lse_T, "lse_T"}, {rows});
-  if (on_device(logits_TE)) {
-    check_wide(name, logits_TE, {{logits_TE, "logits_TE"}});
-    return cuda::softmax_rows({rows, n, logits_TE.const_data_ptr<float>(), probs_TE.mutable_data_ptr<float>(),
-                               lse_T.mutable_data_ptr<float>()},
-                              stream_of(logits_TE));
-  }
   with_type(logits_TE, [&](auto zero) {
     using T = decltype(zero);
     const T* logits = logits_TE.const_data_ptr<T>();
@@ -67,10 +57,6 @@ void sigmoid_rows(const Tensor& logits_TE, Tensor& scores_TE) {
   check_dimensions(name, {logits_TE, "logits_TE"}, 2);
   const int64_t rows = logits_TE.size(0), n = logits_TE.size(1);
   check_sizes(name, {scores_TE, "scores_TE"}, {rows, n});
-  if (on_device(logits_TE)) {
-    at::sigmoid_out(scores_TE, logits_TE);
-    return;
-  }
   with_type(logits_TE, [&](auto zero) {
     using T = decltype(zero);
     const T* logits = logits_TE.const_data_ptr<T>();
@@ -87,7 +73,6 @@ void top_k_rows(const Tensor& scores_TE, int64_t k, std::span<int32_t> ids_TK) {
   check_dimensions(name, {scores_TE, "scores_TE"}, 2);
   const int64_t rows = scores_TE.size(0), n = scores_TE.size(1);
   check(k >= 1 && k <= n, "top_k_rows: k must be at least 1 and at most the number of columns");
-  check_on_host(name, "ids_TK", scores_TE);
   check_count(name, "ids_TK", static_cast<int64_t>(ids_TK.size()), rows * k);
   with_type(scores_TE, [&](auto zero) {
     using T = decltype(zero);

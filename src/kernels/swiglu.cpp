@@ -3,10 +3,8 @@
 
 #include "core/error.h"
 #include "kernels/arguments.h"
-#include "kernels/cuda/swiglu.h"
 #include "kernels/loops.h"
 #include "kernels/parallel.h"
-#include "kernels/placement.h"
 
 namespace conclave::kernels {
 namespace {
@@ -18,12 +16,9 @@ void check_pre_activations(const char* name, const Tensor& h_N2F, const Tensor& 
   check_dimensions(name, {h_N2F, "h_N2F"}, 2);
   check(h_N2F.size(1) % 2 == 0, "swiglu: h_N2F must have an even number of columns, gate and up");
   if (!scale_N.defined()) return;
-  check_wide(name, h_N2F, {{scale_N, "scale_N"}});
+  check_tensors(name, {{h_N2F, "h_N2F"}, {scale_N, "scale_N"}});
   check_sizes(name, {scale_N, "scale_N"}, {h_N2F.size(0)});
 }
-
-// Null for a tensor that is not there.
-float* factors(const Tensor& tensor) { return tensor.defined() ? tensor.data_ptr<float>() : nullptr; }
 
 }  // namespace
 
@@ -33,11 +28,6 @@ void swiglu(const Tensor& h_N2F, const Tensor& scale_N, Tensor& out_NF) {
   check_pre_activations(name, h_N2F, scale_N);
   const int64_t rows = h_N2F.size(0), n = h_N2F.size(1) / 2;
   check_sizes(name, {out_NF, "out_NF"}, {rows, n});
-  if (on_device(h_N2F)) {
-    return cuda::swiglu(
-        {real_of(h_N2F), rows, n, h_N2F.const_data_ptr(), factors(scale_N), out_NF.mutable_data_ptr()},
-        stream_of(h_N2F));
-  }
   with_type(h_N2F, [&](auto zero) {
     using T = decltype(zero);
     const T* h = h_N2F.const_data_ptr<T>();
@@ -62,14 +52,8 @@ void swiglu_backward(const Tensor& dout_NF, const Tensor& h_N2F, const Tensor& s
   check_sizes(name, {dh_N2F, "dh_N2F"}, {rows, 2 * n});
   check_sizes(name, {out_NF, "out_NF"}, {rows, n});
   if (dscale_N.defined()) {
-    check_wide(name, h_N2F, {{dscale_N, "dscale_N"}});
+    check_tensors(name, {{h_N2F, "h_N2F"}, {dscale_N, "dscale_N"}});
     check_sizes(name, {dscale_N, "dscale_N"}, {rows});
-  }
-  if (on_device(h_N2F)) {
-    return cuda::swiglu_backward({real_of(h_N2F), rows, n, dout_NF.const_data_ptr(), h_N2F.const_data_ptr(),
-                                  factors(scale_N), dh_N2F.mutable_data_ptr(), factors(dscale_N),
-                                  out_NF.mutable_data_ptr()},
-                                 stream_of(h_N2F));
   }
   with_type(h_N2F, [&](auto zero) {
     using T = decltype(zero);

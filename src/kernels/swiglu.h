@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// SwiGLU with the routing weight folded in: out = scale * silu(gate) * up, per row (Shazeer 2020). Float or double
-// on the CPU, float or bf16 on a device, where the scales are float.
+// SwiGLU with the routing weight folded in: out = scale * silu(gate) * up, per row (Shazeer 2020). Float or double.
 // h holds gate in columns 0 ... F-1 and up in F ... 2F-1: one product makes both. Nothing is allocated.
 #pragma once
 

@@ -20,7 +20,7 @@ constexpr int pack_alignment(int bytes) { return bytes < 16 ? bytes : 16; }
 
 // `kWidth` neighbours, moved by as few instructions as their size allows.
 template <typename T, int kWidth>
-struct alignas(pack_alignment(kWidth * static_cast<int>(sizeof(T)))) Pack {
+struct alignas(pack_alignment(kWidth* static_cast<int>(sizeof(T)))) Pack {
   T values[kWidth];
 };
 

@@ -10,7 +10,8 @@
 namespace conclave::kernels::cuda {
 
 inline constexpr int kFlatThreads = 256;
-inline constexpr int64_t kChunk = 1024;  // of the CPU's loops: a chunk is summed over 32 lanes, chunks one after another
+inline constexpr int64_t kChunk =
+    1024;  // of the CPU's loops: a chunk is summed over 32 lanes, chunks one after another
 
 // A block per slice. One warp per chunk takes the place of the CPU's 32 lanes, in the same order; squares of floats
 // are exact in fp64, so fused multiply-add changes nothing.

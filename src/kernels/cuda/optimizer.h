@@ -28,8 +28,8 @@ struct AdamWBlock {
   int32_t count, decays;  // decays: 0 = no weight decay
 };
 struct AdamW {
-  AdamWFactors factors;             // of parameters that decay; the others have a decay factor of 1
-  const double* gradient_factor;    // null: 1; else one number that the gradients are also multiplied by
+  AdamWFactors factors;           // of parameters that decay; the others have a decay factor of 1
+  const double* gradient_factor;  // null: 1; else one number that the gradients are also multiplied by
   const AdamWBlock* blocks;
   int64_t block_count;
   float *parameters, *m, *v;

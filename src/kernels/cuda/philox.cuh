@@ -30,8 +30,8 @@ __device__ inline PhiloxWords philox(PhiloxWords counter, uint32_t key0, uint32_
 }
 
 __device__ inline double normal_of(const FillNormal& a, uint64_t id) {
-  const PhiloxWords words = philox(
-      {{static_cast<uint32_t>(id), static_cast<uint32_t>(id >> 32), a.high[0], a.high[1]}}, a.key[0], a.key[1]);
+  const PhiloxWords words =
+      philox({{static_cast<uint32_t>(id), static_cast<uint32_t>(id >> 32), a.high[0], a.high[1]}}, a.key[0], a.key[1]);
   const auto& w = words.w;
   const uint64_t first = static_cast<uint64_t>(w[1]) << 32 | w[0], second = static_cast<uint64_t>(w[3]) << 32 | w[2];
   const double u = (static_cast<double>(first >> 11) + 1.0) * 0x1.0p-53;  // (0, 1]
