@@ -117,4 +117,9 @@ void finish_cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bo
   });
 }
 
+void cross_entropy_rows(Tensor& logits_NV, const Tensor& targets_N, const Tensor& mask_N, bool gradient,
+                        Tensor& loss_N) {
+  cross_entropy_rows(logits_NV, elements<int32_t>(targets_N), elements<float>(mask_N), gradient, loss_N);
+}
+
 }  // namespace conclave::kernels

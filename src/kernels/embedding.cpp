@@ -34,4 +34,12 @@ void embedding_backward(const Tensor& dy_TD, std::span<const int32_t> tokens, Te
   });
 }
 
+void embedding(const Tensor& weight_VD, const Tensor& tokens_T, Tensor& out_TD) {
+  embedding(weight_VD, elements<int32_t>(tokens_T), out_TD);
+}
+
+void embedding_backward(const Tensor& dy_TD, const Tensor& tokens_T, Tensor& dweight_VD) {
+  embedding_backward(dy_TD, elements<int32_t>(tokens_T), dweight_VD);
+}
+
 }  // namespace conclave::kernels

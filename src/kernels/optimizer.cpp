@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/optimizer.h"
 
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
@@ -54,6 +57,13 @@ std::vector<double> slice_sums_of_squares(const Tensor& x) {
     });
   });
   return sums;
+}
+
+Tensor device_slice_sums_of_squares(const Tensor& x) {
+  const std::vector<double> sums = slice_sums_of_squares(x);
+  Tensor result = at::empty({std::ssize(sums)}, x.options().dtype(at::kDouble));
+  std::copy(sums.begin(), sums.end(), elements<double>(result).begin());
+  return result;
 }
 
 double sum_of_squares(const Tensor& x) { return tree_sum(std::span<const double>(slice_sums_of_squares(x))); }

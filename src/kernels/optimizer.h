@@ -30,6 +30,9 @@ inline constexpr int64_t kNormSlice = 65536;
 // The sum of squares in fp64 of each slice of kNormSlice elements; the last slice may be shorter.
 std::vector<double> slice_sums_of_squares(const Tensor& x);
 
+// The same as an fp64 tensor on the device of x. Sums run in one order.
+Tensor device_slice_sums_of_squares(const Tensor& x);
+
 // The tree (core/tree_sum.h) over the slices: the same bits for any number of threads.
 double sum_of_squares(const Tensor& x);
 

@@ -59,4 +59,8 @@ void rope(Tensor& x_TND, std::span<const int32_t> position_ids, const RopeTable&
   });
 }
 
+void rope(Tensor& x_TND, const Tensor& position_ids_T, const RopeTable& table, bool inverse) {
+  rope(x_TND, elements<int32_t>(position_ids_T), table, inverse);
+}
+
 }  // namespace conclave::kernels

@@ -34,6 +34,10 @@ void gather_rows(const Tensor& src_TD, std::span<const int32_t> rows, Tensor& ds
   });
 }
 
+void gather_rows(const Tensor& src_TD, const Tensor& rows_N, Tensor& dst_ND) {
+  gather_rows(src_TD, elements<int32_t>(rows_N), dst_ND);
+}
+
 namespace {
 
 // How many rows ahead a sum asks memory for: rows lie far apart, and hardware prefetchers stop at the end of a page.
