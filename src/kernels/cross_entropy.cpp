@@ -5,7 +5,9 @@
 
 #include "kernels/arguments.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 namespace {
@@ -115,6 +117,12 @@ void finish_cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bo
     };
     for_part_rows(logits_NV, part, body, [&](int64_t i) { loss[i] = 0; });
   });
+}
+
+void cross_entropy_rows(Tensor& logits_NV, const Tensor& targets_N, const Tensor& mask_N, bool gradient,
+                        Tensor& loss_N) {
+  if (on_device(logits_NV)) return cross_entropy_rows_on_device(logits_NV, targets_N, mask_N, gradient, loss_N);
+  cross_entropy_rows(logits_NV, elements<int32_t>(targets_N), elements<float>(mask_N), gradient, loss_N);
 }
 
 }  // namespace conclave::kernels

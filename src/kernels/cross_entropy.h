@@ -16,6 +16,11 @@ namespace conclave::kernels {
 void cross_entropy_rows(Tensor& logits_NV, std::span<const int32_t> targets, std::span<const float> mask, bool gradient,
                         Tensor& loss_N);
 
+// The same with int32 targets and float masks on the device of the logits. The losses are float where the logits are
+// bf16.
+void cross_entropy_rows(Tensor& logits_NV, const Tensor& targets_N, const Tensor& mask_N, bool gradient,
+                        Tensor& loss_N);
+
 // A rank's columns of the vocabulary, and what is wanted of each row.
 struct VocabularyPart {
   std::span<const int32_t> targets;  // of the whole vocabulary

@@ -8,7 +8,9 @@
 #include "core/error.h"
 #include "kernels/arguments.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 
@@ -57,6 +59,11 @@ void rope(Tensor& x_TND, std::span<const int32_t> position_ids, const RopeTable&
       }
     });
   });
+}
+
+void rope(Tensor& x_TND, const Tensor& position_ids_T, const RopeTable& table, bool inverse) {
+  if (on_device(x_TND)) return rope_on_device(x_TND, position_ids_T, table, inverse);
+  rope(x_TND, elements<int32_t>(position_ids_T), table, inverse);
 }
 
 }  // namespace conclave::kernels

@@ -4,7 +4,9 @@
 #include "core/error.h"
 #include "kernels/arguments.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 namespace {
@@ -23,6 +25,7 @@ void check_pre_activations(const char* name, const Tensor& h_N2F, const Tensor& 
 }  // namespace
 
 void swiglu(const Tensor& h_N2F, const Tensor& scale_N, Tensor& out_NF) {
+  if (on_device(h_N2F)) return swiglu_on_device(h_N2F, scale_N, out_NF);
   const char* name = "swiglu";
   check_tensors(name, {{h_N2F, "h_N2F"}, {out_NF, "out_NF"}});
   check_pre_activations(name, h_N2F, scale_N);
@@ -43,6 +46,7 @@ void swiglu(const Tensor& h_N2F, const Tensor& scale_N, Tensor& out_NF) {
 }
 
 void swiglu_backward(const Tensor& dout_NF, const Tensor& h_N2F, const Tensor& scale_N, SwigluGradients& gradients) {
+  if (on_device(h_N2F)) return swiglu_backward_on_device(dout_NF, h_N2F, scale_N, gradients);
   const char* name = "swiglu_backward";
   auto& [dh_N2F, dscale_N, out_NF] = gradients;
   check_tensors(name, {{dout_NF, "dout_NF"}, {h_N2F, "h_N2F"}, {dh_N2F, "dh_N2F"}, {out_NF, "out_NF"}});

@@ -234,6 +234,13 @@ unsigned ballot(bool predicate, const Site& site) {
   return bits;
 }
 
+unsigned match(uint64_t value, const Site& site) {
+  const int turn = meet(value, site);
+  unsigned bits = 0;
+  for (unsigned i = 0; i < kWarp; ++i) bits |= (warp().values[turn][i] == value ? 1u : 0u) << i;
+  return bits;
+}
+
 unsigned lane() { return device.number % kWarp; }
 
 void check_mask(unsigned mask, const Site& site) {

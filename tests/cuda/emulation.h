@@ -64,6 +64,8 @@ void barrier(const Site& site);
 uint64_t exchange(uint64_t value, unsigned lane, const Site& site);
 // The same for a whole warp: bit i is lane i's predicate.
 unsigned ballot(bool predicate, const Site& site);
+// For each lane: bit i is whether lane i gave the same value.
+unsigned match(uint64_t value, const Site& site);
 unsigned lane();
 void check_mask(unsigned mask, const Site& site);
 
@@ -91,6 +93,10 @@ inline void __threadfence() {}
 inline unsigned __ballot_sync(unsigned mask, bool predicate, const EmulatedSite& site = EmulatedSite::current()) {
   conclave::emulation::check_mask(mask, site);
   return conclave::emulation::ballot(predicate, site);
+}
+inline unsigned __match_any_sync(unsigned mask, int value, const EmulatedSite& site = EmulatedSite::current()) {
+  conclave::emulation::check_mask(mask, site);
+  return conclave::emulation::match(static_cast<uint32_t>(value), site);
 }
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int from, const EmulatedSite& site = EmulatedSite::current()) {
@@ -123,6 +129,11 @@ inline int atomicAdd(int* address, int value) {
   const int before = *address;
   *address = before + value;
   return before;
+}
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
 }
 inline float __uint_as_float(unsigned bits) {
   float value;

@@ -7,7 +7,9 @@
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/optimizer.h"
 #include "kernels/cuda/rope.h"
+#include "kernels/cuda/route.h"
 #include "kernels/cuda/rows.h"
+#include "kernels/cuda/slots.h"
 #include "kernels/cuda/softmax.h"
 #include "kernels/cuda/swiglu.h"
 
@@ -39,5 +41,9 @@ void tree_sum(double*, int64_t, double*, Stream) { absent(); }
 void first_non_finite(const float*, int64_t, int64_t*, int64_t*, Stream) { absent(); }
 void adamw(const AdamW&, Stream) { absent(); }
 void fill_normal(const FillNormal&, Stream) { absent(); }
+void route(const Route&, Stream) { absent(); }
+void route_backward(const RouteBackward&, Stream) { absent(); }
+void slot_map(const Slots&, Stream) { absent(); }
+void aggregate(const Aggregate&, Stream) { absent(); }
 
 }  // namespace conclave::kernels::cuda
