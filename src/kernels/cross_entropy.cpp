@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/arguments.h"
+#include "kernels/bf16.h"
 #include "kernels/loops.h"
 #include "kernels/on_device.h"
 #include "kernels/parallel.h"
@@ -52,6 +53,8 @@ void for_part_rows(const Tensor& logits_NV, const VocabularyPart& part, const Bo
 
 void cross_entropy_rows(Tensor& logits_NV, std::span<const int32_t> targets, std::span<const float> mask, bool gradient,
                         Tensor& loss_N) {
+  if (is_bf16(logits_NV))
+    return rounded(logits_NV, [&](Tensor& logits) { cross_entropy_rows(logits, targets, mask, gradient, loss_N); });
   const char* name = "cross_entropy_rows";
   check_tensors(name, {{logits_NV, "logits_NV"}, {loss_N, "loss_N"}});
   check_dimensions(name, {logits_NV, "logits_NV"}, 2);

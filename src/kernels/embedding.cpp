@@ -2,6 +2,7 @@
 #include "kernels/embedding.h"
 
 #include "kernels/arguments.h"
+#include "kernels/bf16.h"
 #include "kernels/loops.h"
 #include "kernels/on_device.h"
 #include "kernels/parallel.h"
@@ -15,6 +16,7 @@ void embedding(const Tensor& weight_VD, std::span<const int32_t> tokens, Tensor&
 }
 
 void embedding_backward(const Tensor& dy_TD, std::span<const int32_t> tokens, Tensor& dweight_VD) {
+  if (is_bf16(dy_TD)) return embedding_backward(wide(dy_TD), tokens, dweight_VD);
   const char* name = "embedding_backward";
   check_tensors(name, {{dy_TD, "dy_TD"}, {dweight_VD, "dweight_VD"}});
   check_dimensions(name, {dweight_VD, "dweight_VD"}, 2);

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "kernels/arguments.h"
+#include "kernels/bf16.h"
 #include "kernels/loops.h"
 #include "kernels/on_device.h"
 #include "kernels/parallel.h"
@@ -35,6 +36,7 @@ RopeTable rope_table(int64_t positions, int64_t head_dim, double theta, at::Scal
 }
 
 void rope(Tensor& x_TND, std::span<const int32_t> position_ids, const RopeTable& table, bool inverse) {
+  if (is_bf16(x_TND)) return rounded(x_TND, [&](Tensor& x) { rope(x, position_ids, table, inverse); });
   const char* name = "rope";
   check_tensors(name, {{x_TND, "x_TND"}, {table.cos_PH, "cos_PH"}, {table.sin_PH, "sin_PH"}});
   check_dimensions(name, {x_TND, "x_TND"}, 3);

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "moe/chunk_stages.h"
+#include "moe/device_experts.h"
 #include "moe/dispatch_stages.h"
 #include "nn/embedding.h"
 #include "nn/loss.h"
@@ -249,7 +250,7 @@ std::vector<moe::ExpertWeights> TransformerBuilder::expert_weights(const Name& n
 }
 
 void TransformerBuilder::route(const Name& name, const LayerShape& layer, moe::RouteSlots slots) {
-  slots.layer = static_cast<int>(m_.routes_.size());
+  slots.layer = static_cast<int>(m_.routers_.size());
   moe::RouteConfig config{.moe = config_.moe,
                           .shape = {.experts = layer.num_experts,
                                     .top_k = layer.top_k,
@@ -264,14 +265,21 @@ void TransformerBuilder::route(const Name& name, const LayerShape& layer, moe::R
     config.blocks.push_back(matrix(weight, block.init_std.value_or(std_), ParameterKind::kRouter));
   }
   router->declare(config.shape, m_.state_.layers[slots.layer]);
-  auto& made = stage<moe::RouteStage>(name("moe.route"), m_.parameters_, config, m_.state_);
-  made.connect(std::move(slots));
-  m_.routes_.push_back(&made);
+  const auto add = [&](auto& made) {
+    made.connect(std::move(slots));
+    m_.routers_.push_back(&made.router());
+  };
+  if (config_.device) {
+    add(stage<moe::DeviceRouteStage>(name("moe.route"), m_.parameters_, config, *m_.device_state_));
+  } else {
+    add(stage<moe::RouteStage>(name("moe.route"), m_.parameters_, config, m_.state_));
+  }
 }
 
 Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, Slot input) {
   const auto slot = [&](const char* what) { return m_.slots_.add(name(std::string("moe.") + what)); };
-  const Slot decision = m_.decisions_[m_.routes_.size()];
+  if (config_.device) return device_moe_branch(name, layer, input);
+  const Slot decision = m_.decisions_[m_.routers_.size()];
   const moe::ExchangeSlots slots{.input = input,
                                  .weights = slot("weights"),
                                  .decision = decision,
@@ -289,6 +297,19 @@ Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, S
   stage<moe::Dispatch>(name("moe.dispatch"), *m_.dispatcher_, slots, resends());
   stage<moe::ExpertStage>(name("moe.experts"), experts, slots);
   stage<moe::Combine>(name("moe.combine"), *m_.dispatcher_, slots);
+  return slots.output;
+}
+
+Slot TransformerBuilder::device_moe_branch(const Name& name, const LayerShape& layer, Slot input) {
+  check(m_.mesh_.world().size() == 1 && config_.chunks == 1 && config_.choices == nullptr,
+        "the device path has one rank and one chunk, and nobody replaces its choices");
+  const moe::DeviceExpertSlots slots{.input = input,
+                                     .weights = m_.slots_.add(name("moe.weights")),
+                                     .decision = m_.decisions_[m_.routers_.size()],
+                                     .output = m_.slots_.add(name("moe.output"))};
+  route(name, layer,
+        {.input = input, .weights = slots.weights, .decision = slots.decision, .all_decisions = m_.decisions_});
+  stage<moe::DeviceExpertStage>(name("moe.experts"), m_.parameters_, expert_weights(name, layer), slots);
   return slots.output;
 }
 

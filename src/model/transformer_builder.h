@@ -48,6 +48,7 @@ class TransformerBuilder {
   nn::FeedForwardWeights ffn_weights(const std::string& prefix, int64_t width);
   void route(const Name& name, const LayerShape& layer, moe::RouteSlots slots);
   nn::Slot moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
+  nn::Slot device_moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
   void chunked_exchange(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& whole);
   bool resends() const;
   std::vector<moe::ExpertWeights> expert_weights(const Name& name, const LayerShape& layer);

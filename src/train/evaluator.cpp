@@ -2,26 +2,38 @@
 #include "train/evaluator.h"
 
 #include "core/tree_sum.h"
+#include "model/device_figures.h"
 #include "model/executors/sequential.h"
 
 namespace conclave::train {
 
-std::vector<Evaluation> evaluate(const model::Transformer& model, const data::ValidationLoader& loader,
+std::vector<Evaluation> evaluate(model::Transformer& model, const data::ValidationLoader& loader,
                                  const parallel::Mesh& mesh) {
   std::vector<Evaluation> results;
+  model.refresh();
   const model::SequentialExecutor executor(model);
   const int64_t ranks = mesh.dp().size();
   for (size_t s = 0; s < loader.sources().size(); ++s) {
     const int64_t count = loader.batches_per_rank(s);
     std::vector<double> losses, targets, all_losses(count * ranks), all_targets(count * ranks);
     model::RoutingTotals totals(model);
+    model::DeviceFigures figures(model);
     for (int64_t i = 0; i < count; ++i) {
       const Batch batch = loader.batch(s, i);
       nn::Frame frame = model.frame(batch, nullptr);
       executor.run(frame);
-      losses.push_back(frame.loss_sum);
       targets.push_back(frame.target_count);
-      totals.add(model, frame);
+      if (model.device_path() != nullptr) {
+        figures.add(frame);
+      } else {
+        losses.push_back(frame.loss_sum);
+        totals.add(model, frame);
+      }
+    }
+    if (model.device_path() != nullptr) {
+      figures.read();
+      figures.add_to(totals);
+      losses = figures.losses();
     }
     mesh.dp().all_gather(std::span<const double>(losses), std::span<double>(all_losses));
     mesh.dp().all_gather(std::span<const double>(targets), std::span<double>(all_targets));
