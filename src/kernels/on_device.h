@@ -7,6 +7,7 @@
 
 #include "core/random.h"
 #include "core/tensor.h"
+#include "kernels/cross_entropy.h"
 #include "kernels/loops_table.h"
 #include "kernels/moe_device.h"
 #include "kernels/optimizer.h"
@@ -34,6 +35,10 @@ void add_on_device(Tensor& y, const Tensor& x);
 void softmax_rows_on_device(const Tensor& logits_TE, Tensor& probs_TE, Tensor& lse_T);
 void cross_entropy_rows_on_device(Tensor& logits_NV, const Tensor& targets_N, const Tensor& mask_N, bool gradient,
                                   Tensor& loss_N);
+void cross_entropy_part_on_device(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient, Tensor& lse_N,
+                                  Tensor& target_N);
+void finish_cross_entropy_part_on_device(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient,
+                                         const Tensor& share_N, Tensor& loss_N);
 
 Tensor slice_sums_of_squares_on_device(const Tensor& x);
 Tensor sum_of_squares_on_device(const Tensor& x);

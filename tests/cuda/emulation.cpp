@@ -5,6 +5,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <numeric>
@@ -86,15 +87,20 @@ void fiber_main() {
   _longjmp(device.scheduler, 1);
 }
 
-void resume(unsigned number) {
-  Fiber& fiber = *device.fibers[number];
-  device.running = &fiber;
-  device.number = number;
-  threadIdx = {number, 0, 0};
-  if (_setjmp(device.scheduler) != 0) return;
+[[noreturn]] void enter_running() {
+  Fiber& fiber = *device.running;
   if (fiber.started) _longjmp(fiber.saved, 1);
   fiber.started = true;
   setcontext(&fiber.first);
+  std::abort();  // setcontext does not return
+}
+
+// Returns when the thread waits or has ended.
+void resume(unsigned number) {
+  device.running = device.fibers[number].get();
+  device.number = number;
+  threadIdx = {number, 0, 0};
+  if (_setjmp(device.scheduler) == 0) enter_running();
 }
 
 void prepare(Fiber& fiber) {
