@@ -6,7 +6,9 @@
 #include "kernels/arguments.h"
 #include "kernels/bf16.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 namespace {
@@ -122,7 +124,29 @@ void finish_cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bo
 
 void cross_entropy_rows(Tensor& logits_NV, const Tensor& targets_N, const Tensor& mask_N, bool gradient,
                         Tensor& loss_N) {
+  if (on_device(logits_NV)) return cross_entropy_rows_on_device(logits_NV, targets_N, mask_N, gradient, loss_N);
   cross_entropy_rows(logits_NV, elements<int32_t>(targets_N), elements<float>(mask_N), gradient, loss_N);
+}
+
+namespace {
+
+VocabularyPart on_host(const DeviceVocabularyPart& part) {
+  return {elements<int32_t>(part.targets_N), elements<float>(part.mask_N), part.first};
+}
+
+}  // namespace
+
+void cross_entropy_part(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient, Tensor& lse_N,
+                        Tensor& target_N) {
+  if (on_device(logits_NV)) return cross_entropy_part_on_device(logits_NV, part, gradient, lse_N, target_N);
+  rounded(logits_NV, [&](Tensor& logits) { cross_entropy_part(logits, on_host(part), gradient, lse_N, target_N); });
+}
+
+void finish_cross_entropy_part(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient,
+                               const Tensor& share_N, Tensor& loss_N) {
+  if (on_device(logits_NV)) return finish_cross_entropy_part_on_device(logits_NV, part, gradient, share_N, loss_N);
+  rounded(logits_NV,
+          [&](Tensor& logits) { finish_cross_entropy_part(logits, on_host(part), gradient, share_N, loss_N); });
 }
 
 }  // namespace conclave::kernels

@@ -36,4 +36,15 @@ void cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bool grad
 void finish_cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bool gradient, const Tensor& share_N,
                                Tensor& loss_N);
 
+// Both steps with int32 targets and float masks on the device of the logits. lse, target, share and loss are float
+// where the logits are bf16.
+struct DeviceVocabularyPart {
+  Tensor targets_N, mask_N;
+  int64_t first = 0;
+};
+void cross_entropy_part(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient, Tensor& lse_N,
+                        Tensor& target_N);
+void finish_cross_entropy_part(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient,
+                               const Tensor& share_N, Tensor& loss_N);
+
 }  // namespace conclave::kernels

@@ -4,7 +4,9 @@
 #include "kernels/arguments.h"
 #include "kernels/bf16.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 #include "kernels/rows.h"
 
 namespace conclave::kernels {
@@ -37,10 +39,12 @@ void embedding_backward(const Tensor& dy_TD, std::span<const int32_t> tokens, Te
 }
 
 void embedding(const Tensor& weight_VD, const Tensor& tokens_T, Tensor& out_TD) {
+  if (on_device(weight_VD)) return gather_rows_on_device(weight_VD, tokens_T, out_TD);
   embedding(weight_VD, elements<int32_t>(tokens_T), out_TD);
 }
 
 void embedding_backward(const Tensor& dy_TD, const Tensor& tokens_T, Tensor& dweight_VD) {
+  if (on_device(dy_TD)) return embedding_backward_on_device(dy_TD, tokens_T, dweight_VD);
   embedding_backward(dy_TD, elements<int32_t>(tokens_T), dweight_VD);
 }
 

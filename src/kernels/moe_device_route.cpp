@@ -15,7 +15,9 @@
 
 #include "kernels/arguments.h"
 #include "kernels/moe_device.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 #include "kernels/softmax.h"
 
 namespace conclave::kernels {
@@ -137,6 +139,7 @@ void add_affinities(Routed& routed, std::span<const int32_t> segments, int64_t l
 }  // namespace
 
 Routed route(const Tensor& logits_TE, const Tensor& bias_E, const Tensor& segment_ids_BS, const RouteRule& rule) {
+  if (on_device(logits_TE)) return route_on_device(logits_TE, bias_E, segment_ids_BS, rule);
   check_route(logits_TE, bias_E, segment_ids_BS, rule);
   const int64_t T = logits_TE.size(0), E = logits_TE.size(1), B = segment_ids_BS.size(0), S = segment_ids_BS.size(1);
   const std::span<const int32_t> segments = elements<int32_t>(segment_ids_BS);
@@ -231,6 +234,7 @@ void backward_as(const Routed& r, const Tensor& segment_ids_BS, const RouteGradi
 
 Tensor route_backward(const Routed& routed, const Tensor& segment_ids_BS, const RouteGradients& gradients,
                       const RouteRule& rule) {
+  if (on_device(routed.logits_TE)) return route_backward_on_device(routed, segment_ids_BS, gradients, rule);
   const char* name = "route_backward";
   const Tensor& logits = routed.logits_TE;
   const int64_t T = logits.size(0), E = logits.size(1);

@@ -8,12 +8,15 @@
 
 #include "kernels/arguments.h"
 #include "kernels/moe_device.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 #include "kernels/rows.h"
 
 namespace conclave::kernels {
 
 SlotMap slot_map(const Tensor& ids_TK, const Tensor& counts_E) {
+  if (on_device(ids_TK)) return slot_map_on_device(ids_TK, counts_E);
   const char* name = "slot_map";
   check_dimensions(name, {ids_TK, "ids_TK"}, 2);
   check_dimensions(name, {counts_E, "counts_E"}, 1);
@@ -43,6 +46,7 @@ SlotMap slot_map(const Tensor& ids_TK, const Tensor& counts_E) {
 }
 
 void aggregate(const Tensor& rows_ND, const Tensor& slots_TK, Tensor& y_TD) {
+  if (on_device(rows_ND)) return aggregate_on_device(rows_ND, slots_TK, y_TD);
   check_dimensions("aggregate", {slots_TK, "slots_TK"}, 2);
   std::vector<int32_t> offsets{0}, rows;
   const auto slots = elements<int32_t>(slots_TK);

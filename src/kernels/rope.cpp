@@ -9,7 +9,9 @@
 #include "kernels/arguments.h"
 #include "kernels/bf16.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 
@@ -62,6 +64,7 @@ void rope(Tensor& x_TND, std::span<const int32_t> position_ids, const RopeTable&
 }
 
 void rope(Tensor& x_TND, const Tensor& position_ids_T, const RopeTable& table, bool inverse) {
+  if (on_device(x_TND)) return rope_on_device(x_TND, position_ids_T, table, inverse);
   rope(x_TND, elements<int32_t>(position_ids_T), table, inverse);
 }
 

@@ -8,7 +8,9 @@
 #include "kernels/arguments.h"
 #include "kernels/bf16.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 
@@ -37,6 +39,7 @@ void gather_rows(const Tensor& src_TD, std::span<const int32_t> rows, Tensor& ds
 }
 
 void gather_rows(const Tensor& src_TD, const Tensor& rows_N, Tensor& dst_ND) {
+  if (on_device(src_TD)) return gather_rows_on_device(src_TD, rows_N, dst_ND);
   gather_rows(src_TD, elements<int32_t>(rows_N), dst_ND);
 }
 
@@ -127,6 +130,7 @@ void sum_placed_rows(std::span<const Tensor> sources, std::span<const int32_t> t
 }
 
 void add_bias(Tensor& y_TO, const Tensor& bias_O) {
+  if (on_device(y_TO)) return add_bias_on_device(y_TO, bias_O);
   if (is_bf16(y_TO)) return rounded(y_TO, [&](Tensor& y) { add_bias(y, wide(bias_O)); });
   const char* name = "add_bias";
   check_tensors(name, {{y_TO, "y_TO"}, {bias_O, "bias_O"}});
@@ -144,6 +148,7 @@ void add_bias(Tensor& y_TO, const Tensor& bias_O) {
 }
 
 void sum_columns(const Tensor& dy_TO, Tensor& dbias_O) {
+  if (on_device(dy_TO)) return sum_columns_on_device(dy_TO, dbias_O);
   if (is_bf16(dy_TO)) return sum_columns(wide(dy_TO), dbias_O);
   const char* name = "sum_columns";
   check_tensors(name, {{dy_TO, "dy_TO"}, {dbias_O, "dbias_O"}});
@@ -167,6 +172,7 @@ void sum_columns(const Tensor& dy_TO, Tensor& dbias_O) {
 }
 
 void add(Tensor& y, const Tensor& x) {
+  if (on_device(y)) return add_on_device(y, x);
   if (is_bf16(x)) return rounded(y, [&](Tensor& sum) { add(sum, wide(x)); });
   check_tensors("add", {{y, "y"}, {x, "x"}});
   check_count("add", "x", x.numel(), y.numel());

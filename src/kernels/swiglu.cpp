@@ -5,7 +5,9 @@
 #include "kernels/arguments.h"
 #include "kernels/bf16.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 namespace {
@@ -24,6 +26,7 @@ void check_pre_activations(const char* name, const Tensor& h_N2F, const Tensor& 
 }  // namespace
 
 void swiglu(const Tensor& h_N2F, const Tensor& scale_N, Tensor& out_NF) {
+  if (on_device(h_N2F)) return swiglu_on_device(h_N2F, scale_N, out_NF);
   if (is_bf16(h_N2F)) return rounded(out_NF, [&](Tensor& out) { swiglu(wide(h_N2F), scale_N, out); });
   const char* name = "swiglu";
   check_tensors(name, {{h_N2F, "h_N2F"}, {out_NF, "out_NF"}});
@@ -45,6 +48,7 @@ void swiglu(const Tensor& h_N2F, const Tensor& scale_N, Tensor& out_NF) {
 }
 
 void swiglu_backward(const Tensor& dout_NF, const Tensor& h_N2F, const Tensor& scale_N, SwigluGradients& gradients) {
+  if (on_device(h_N2F)) return swiglu_backward_on_device(dout_NF, h_N2F, scale_N, gradients);
   if (is_bf16(h_N2F)) {
     SwigluGradients exact{wide(gradients.dh_N2F), gradients.dscale_N, wide(gradients.out_NF)};
     swiglu_backward(wide(dout_NF), wide(h_N2F), scale_N, exact);
