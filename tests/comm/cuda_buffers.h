@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory of the GPU in use, for tests that run where there is one. The build takes cuda_buffers.cpp with the cuda preset
-// and no_cuda_buffers.cpp without it.
+// Memory of the GPU in use, for tests that run where there is one. The build takes cuda_buffers.cpp with the cuda
+// preset and no_cuda_buffers.cpp without it.
 #pragma once
 
 #include <memory>
