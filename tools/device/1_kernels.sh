@@ -6,8 +6,8 @@ source "$(dirname "$0")/common.sh"
 usage_if_asked "Runs the test suites of what computes on a GPU: each kernel against its reference, on the GPU itself." "$@"
 need_gpus 1
 
-program model_tests
-LOG=kernel_tests limited "${PROGRAM[@]}" --gtest_filter='*Cuda*:*Device*' --gtest_output="json:$OUT/kernel_tests_raw.json"
+program gpu_tests
+LOG=kernel_tests limited "${PROGRAM[@]}" --gtest_output="json:$OUT/kernel_tests_raw.json"
 must_have_run "$OUT/kernel_tests_raw.json"
 record kernel_tests status="$STATUS" seconds="$SECONDS" tests="@$OUT/kernel_tests_raw.json"
 exit "$STATUS"

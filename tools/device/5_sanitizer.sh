@@ -10,9 +10,9 @@ command -v compute-sanitizer >/dev/null ||
 
 result=0 fields=()
 for tool in memcheck racecheck initcheck synccheck; do
-  program model_tests
-  LOG="sanitizer_$tool" limited compute-sanitizer --tool "$tool" --error-exitcode 1 "${PROGRAM[@]}" --gtest_filter='*Cuda*:*Device*' \
-    --gtest_brief=1
+  program gpu_tests
+  LOG="sanitizer_$tool" limited compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 1 \
+    "${PROGRAM[@]}" --gtest_brief=1
   [[ $STATUS -eq 0 ]] || result=1
   fields+=("$tool=$STATUS")
 done

@@ -42,7 +42,7 @@ program() {
     PROGRAM=(.bundle/run "$1")
   else
     local place
-    for place in src tests tests/launched; do
+    for place in src tests tests/cuda tests/launched; do
       if [[ -x "build/cuda/$place/$1" ]]; then
         PROGRAM=("build/cuda/$place/$1")
         return 0
