@@ -10,6 +10,7 @@
 
 #include "app/config_options.h"
 #include "app/opened_run.h"
+#include "app/rank_device.h"
 #include "app/rank_resources.h"
 #include "app/version.h"
 #include "comm/world.h"
@@ -86,7 +87,8 @@ int train_in(comm::World& world, const TrainOptions& options) {
   const int threads = rank_threads(world.cores());
   at::set_num_threads(threads);
   require_canonical(config, threads);
-  const auto group = world.group(config.comm.backend);
+  const auto device = take_device(config, world, *log);
+  const auto group = world.group(backend_for(config, device));
   if (world.size() > 1) world.advance_by(config.comm.progress);
   const parallel::Mesh mesh(group, config.parallel);
   data::BatchLoader batches(loader_options(config, mesh));
