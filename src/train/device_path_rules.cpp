@@ -11,6 +11,12 @@ namespace {
 // bf16 rows of a grouped product begin at multiples of 16 bytes.
 constexpr int64_t kRowElements = 8;
 
+// The router's kernel keeps one token's scores in one block.
+constexpr int64_t kMostExperts = 512;
+
+int64_t largest(int64_t number) { return number; }
+int64_t largest(const std::vector<int64_t>& numbers) { return *std::max_element(numbers.begin(), numbers.end()); }
+
 using Obstacles = std::vector<DeviceObstacle>;
 
 void find_methods(const RunConfig& config, Obstacles& found) {
@@ -45,8 +51,15 @@ void find_layout(const RunConfig& config, Obstacles& found) {
     found.push_back({"parallel.executor", "executors that hide exchanges", "use sequential"});
 }
 
+// What the CPU's references take and a GPU's kernels do not.
 void find_sizes(const RunConfig& config, Obstacles& found) {
-  if (config.train.precision == "fp32" || config.train.device == "cpu") return;
+  if (config.train.device == "cpu") return;
+  const bool experts = config.moe.enabled && count_moe_layers(config) > 0;
+  const int64_t most = std::visit([](const auto& number) { return largest(number); }, config.moe.num_experts);
+  if (experts && most * config.moe.granularity > kMostExperts)
+    found.push_back({"moe.num_experts", fmt::format("{} experts in a layer", most * config.moe.granularity),
+                     fmt::format("take at most {}", kMostExperts)});
+  if (config.train.precision == "fp32") return;
   const model::ModelConfig& model = config.model;
   const auto odd = [&](const char* key, int64_t size) {
     if (size % kRowElements == 0) return;
@@ -55,7 +68,7 @@ void find_sizes(const RunConfig& config, Obstacles& found) {
   };
   odd("model.hidden_size", model.hidden_size);
   odd("model.head_dim", model.head_dim.value_or(model.hidden_size / std::max<int64_t>(1, model.num_attention_heads)));
-  if (config.moe.enabled && count_moe_layers(config) > 0)
+  if (experts)
     odd("moe.expert_hidden_size",
         config.moe.expert_hidden_size.value_or(model.ffn_hidden_size.value_or(0)) / config.moe.granularity);
 }

@@ -59,6 +59,9 @@ TEST(DevicePathRules, SizesThatBf16RowsDoNotFitAreAskedForOnAGpuOnly) {
   EXPECT_THAT(keys, ::testing::ElementsAre("model.hidden_size", "model.head_dim", "moe.expert_hidden_size"));
   config.train.precision = "fp32";
   EXPECT_TRUE(device_obstacles(config).empty());
+  config.moe.num_experts = std::vector<int64_t>{8, 300}, config.moe.granularity = 2;
+  ASSERT_EQ(device_obstacles(config).size(), 1u);
+  EXPECT_EQ(device_obstacles(config)[0].what, "600 experts in a layer");
 }
 
 TEST(DevicePathRules, AModelWithoutExpertsHasNoRouterToRefuse) {
