@@ -32,7 +32,7 @@ std::string load_kernels() {
   if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return "";
   const char* error = dlerror();
   return fmt::format(
-      "LibTorch's GPU library cannot be loaded: {}; install what it names (./launch/setup --cuda brings NVIDIA's "
+      "LibTorch's GPU library cannot be loaded: {}; install what it names (./launch/setup --gpu brings NVIDIA's "
       "libraries)",
       error == nullptr ? "unknown reason" : error);
 }

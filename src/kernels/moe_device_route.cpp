@@ -11,6 +11,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <vector>
 
 #include "kernels/arguments.h"
 #include "kernels/moe_device.h"
@@ -166,24 +167,31 @@ Routed route(const Tensor& logits_TE, const Tensor& bias_E, const Tensor& segmen
 
 namespace {
 
+template <typename T>
+struct TokenPicks {
+  std::span<const int32_t> ids;
+  const T *raw, *weights, *gradients;  // of the weights
+};
+
 // dz from the gradients of one token's weights.
 template <typename T>
-void through_weights(const T* dw, std::span<const int32_t> ids, const T* raw, const T* weights, const RouteRule& rule,
-                     std::span<const T> probs, T* dz) {
-  const auto k = static_cast<int64_t>(ids.size());
+void through_weights(const TokenPicks<T>& picks, const RouteRule& rule, std::span<const T> probs, T* dz) {
+  const auto& [ids, raw, weights, dw] = picks;
+  const auto k = std::ssize(ids);
   const T scale = static_cast<T>(rule.scale);
   T sum = 0, weighted = 0, inner = 0;
   for (int64_t j = 0; j < k; ++j) sum += raw[j], weighted += dw[j] * weights[j];
   const bool divided = rule.normalise && sum > 0;
-  const auto draw = [&](int64_t j) { return divided ? (scale * dw[j] - weighted) / sum : scale * dw[j]; };
+  std::vector<T> draw(k);
+  for (int64_t j = 0; j < k; ++j) draw[j] = divided ? (scale * dw[j] - weighted) / sum : scale * dw[j];
   if (rule.sigmoid) {
-    for (int64_t j = 0; j < k; ++j) dz[ids[j]] = draw(j) * raw[j] * (1 - raw[j]);
+    for (int64_t j = 0; j < k; ++j) dz[ids[j]] = draw[j] * raw[j] * (1 - raw[j]);
     return;
   }
-  for (int64_t j = 0; j < k; ++j) inner += raw[j] * draw(j);
+  for (int64_t j = 0; j < k; ++j) inner += raw[j] * draw[j];
   if (!rule.over_picks)
     for (size_t e = 0; e < probs.size(); ++e) dz[e] = -probs[e] * inner;
-  for (int64_t j = 0; j < k; ++j) dz[ids[j]] = raw[j] * (draw(j) - inner);
+  for (int64_t j = 0; j < k; ++j) dz[ids[j]] = raw[j] * (draw[j] - inner);
 }
 
 // Through the softmax, or through the normalised sigmoid.
@@ -200,10 +208,10 @@ void through_affinity(const double* gradient_E, std::span<const T> probs, bool s
 }
 
 template <typename T>
-void backward_as(const Routed& r, std::span<const int32_t> segments, int64_t length, const RouteGradients& gradients,
-                 const RouteRule& rule, Tensor& dlogits_TE) {
-  const int64_t E = dlogits_TE.size(1), k = rule.top_k;
-  const auto ids = elements<int32_t>(r.ids_TK);
+void backward_as(const Routed& r, const Tensor& segment_ids_BS, const RouteGradients& gradients, const RouteRule& rule,
+                 Tensor& dlogits_TE) {
+  const int64_t E = dlogits_TE.size(1), k = rule.top_k, length = segment_ids_BS.size(1);
+  const auto segments = elements<int32_t>(segment_ids_BS), ids = elements<int32_t>(r.ids_TK);
   const auto raw = elements<T>(r.raw_TK), weights = elements<T>(r.weights_TK), probs = elements<T>(r.probs_TE);
   const auto logits = elements<T>(r.logits_TE), lse = elements<T>(r.lse_T), dlogits = elements<T>(dlogits_TE);
   const T* dw = gradients.weights_TK.defined() ? elements<T>(gradients.weights_TK).data() : nullptr;
@@ -214,7 +222,7 @@ void backward_as(const Routed& r, std::span<const int32_t> segments, int64_t len
       T* dz = &dlogits[t * E];
       const auto p_E = std::span<const T>(probs).subspan(t * E, E);
       if (dw != nullptr)
-        through_weights<T>(dw + t * k, ids.subspan(t * k, k), &raw[t * k], &weights[t * k], rule, p_E, dz);
+        through_weights<T>({ids.subspan(t * k, k), &raw[t * k], &weights[t * k], dw + t * k}, rule, p_E, dz);
       if (affinity != nullptr) through_affinity<T>(affinity + t / length * E, p_E, rule.sigmoid, dz);
       for (int64_t e = 0; e < E && gradients.z_scale != 0; ++e)
         dz[e] += static_cast<T>(gradients.z_scale * lse[t] * std::exp(static_cast<double>(logits[t * E + e]) - lse[t]));
@@ -236,10 +244,7 @@ Tensor route_backward(const Routed& routed, const Tensor& segment_ids_BS, const 
   if (gradients.affinity_BE.defined())
     check_sizes(name, {gradients.affinity_BE, "affinity_BE"}, {segment_ids_BS.size(0), E});
   Tensor dlogits = at::zeros_like(logits);
-  with_type(logits, [&](auto zero) {
-    backward_as<decltype(zero)>(routed, elements<int32_t>(segment_ids_BS), segment_ids_BS.size(1), gradients, rule,
-                                dlogits);
-  });
+  with_type(logits, [&](auto zero) { backward_as<decltype(zero)>(routed, segment_ids_BS, gradients, rule, dlogits); });
   return dlogits;
 }
 

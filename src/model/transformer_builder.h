@@ -61,4 +61,12 @@ class TransformerBuilder {
   double std_, residual_std_;
 };
 
+template <typename S, typename... Args>
+S& TransformerBuilder::stage(const std::string& name, Args&&... args) {
+  auto made = std::make_unique<S>(site(name), std::forward<Args>(args)...);
+  S& reference = *made;
+  m_.stages_.push_back(std::move(made));
+  return reference;
+}
+
 }  // namespace conclave::model

@@ -248,6 +248,17 @@ StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
   return report;
 }
 
+namespace {
+
+std::optional<model::DevicePath> device_path(const RunConfig& config) {
+  if (!takes_device_path(config)) return std::nullopt;
+  const bool gpu = config.train.device == "cuda";
+  return model::DevicePath{.device = gpu ? at::kCUDA : at::kCPU,
+                           .compute = config.train.precision == "fp32" ? at::kFloat : at::kBFloat16};
+}
+
+}  // namespace
+
 model::TransformerConfig transformer_config(const RunConfig& config) {
   return {.model = config.model,
           .moe = config.moe,
@@ -256,7 +267,8 @@ model::TransformerConfig transformer_config(const RunConfig& config) {
           .document_mask = config.data.document_mask,
           .sequence_parallel = config.parallel.sequence_parallel,
           .seed = static_cast<uint64_t>(config.train.seed),
-          .bitwise_dispatch = config.parallel.reduction == parallel::Reduction::kCanonical};
+          .bitwise_dispatch = config.parallel.reduction == parallel::Reduction::kCanonical,
+          .device = device_path(config)};
 }
 
 }  // namespace conclave::train

@@ -41,6 +41,9 @@ checkpoint::ConfigRecord config_record(const RunConfig& config) {
                     {"eval", config::to_json(config.eval)},
                     {"checkpoint", config::to_json(config.checkpoint)},
                     {"metrics", config::to_json(config.metrics)}};
+  // Where it is computed is no part of what is trained.
+  record.runtime["train"]["device"] = record.training["train"]["device"];
+  record.training["train"].erase("device");
   // How tokens travel, how experts are balanced and where weights began do not change what the weights mean.
   for (const char* key : {"balance", "capacity"}) record.training["moe"][key] = record.model["moe"][key];
   for (const char* key : {"balance", "capacity", "dispatch"}) record.model["moe"].erase(key);
