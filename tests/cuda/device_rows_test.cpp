@@ -185,6 +185,42 @@ TEST_F(DeviceRowsTest, BiasesColumnSumsAndAccumulation) {
   }
 }
 
+// Views of flat buffers begin at any number; only their neighbours may be moved together then.
+TEST_F(DeviceRowsTest, RowsMayBeginAnywhere) {
+  for (const auto dtype : kDeviceTypes) {
+    const auto begin_at = [&](int64_t first, const Tensor& x) {
+      Tensor flat = at::empty({first + x.numel()}, to_device(x).options());
+      Tensor view = flat.narrow(0, first, x.numel()).view(x.sizes());
+      view.copy_(x);
+      return view;
+    };
+    const Tensor x = random_tensor({5, 64}, dtype, 1), w = random_tensor({64}, dtype, 2);
+    const Tensor total = random_tensor({5, 64}, at::kFloat, 3), rows = index_tensor({4, -1, 0});
+    const auto at_number = [&](int64_t first) {
+      return run_on_device([&] {
+        const Tensor x_ = begin_at(first, x), w_ = begin_at(first, w);
+        Tensor y = begin_at(first, x), sum = begin_at(first, total), picked = begin_at(first, x.narrow(0, 0, 3));
+        Tensor dw = begin_at(first, total[0]), act = begin_at(first, x.narrow(1, 0, 32));
+        Tensor rstd = at::empty({5}, sum.options());
+        rms_norm(x_, w_, 1e-5, y, rstd);
+        rms_norm_backward_weight(y, x_, rstd, dw);
+        add(sum, x_);
+        gather_rows(x_, to_device(rows), picked);
+        swiglu(x_, Tensor(), act);
+        return std::vector<Tensor>{y.clone(), dw.clone(), sum.clone(), picked.clone(), act.clone()};
+      });
+    };
+    const auto whole = at_number(0);
+    for (const int64_t first : {1, 2, 4, 7}) {
+      const auto odd = at_number(first);
+      // How many a thread moves at a time also decides the order of a row's sum.
+      expect_rounded(odd[0], whole[0].to(at::kDouble), "norm");
+      expect_rounded(odd[1], whole[1].to(at::kDouble), "gradient", 4);
+      for (const size_t i : {2, 3, 4}) expect_same_bits(odd[i], whole[i], "element-wise");
+    }
+  }
+}
+
 TEST_F(DeviceRowsTest, RefusesTensorsOfOtherTypesAndSizes) {
   run_on_device([] {
     const Tensor x = to_device(random_tensor({2, 8}, at::kBFloat16, 1));
