@@ -3,13 +3,11 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/_grouped_mm.h>
-#include <ATen/ops/arange.h>
-#include <ATen/ops/diff.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/where.h>
-#include <ATen/ops/zeros.h>
 
 #include "kernels/arguments.h"
+#include "kernels/on_device.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 namespace {
@@ -21,11 +19,6 @@ void check_groups(const char* kernel, const Tensor& rows_NK, const Tensor& w_EOI
   check_dimensions(kernel, {w_EOI, "w_EOI"}, 3);
   check_sizes(kernel, {groups.ends_E, "ends_E"}, {w_EOI.size(0)});
   check(rows_NK.is_contiguous() && groups.ends_E.scalar_type() == at::kInt, "grouped products: rows lie in one piece");
-}
-
-// Rows after the last end, [N, 1].
-Tensor tail(const Tensor& rows, const Tensor& ends_E) {
-  return at::arange(rows.size(0), ends_E.options()).unsqueeze(1).ge(ends_E.narrow(0, ends_E.size(0) - 1, 1));
 }
 
 // Calls body(expert, first row, count).
@@ -43,7 +36,8 @@ void for_experts(const RowGroups& groups, const Body& body) {
 void rows_times(const Tensor& x_NK, const Tensor& m_EKO, const RowGroups& groups, Tensor& y_NO) {
   if (x_NK.size(0) == 0) return;
   if (one_kernel(x_NK)) {
-    y_NO.copy_(at::_grouped_mm(x_NK, m_EKO, groups.ends_E)).masked_fill_(tail(y_NO, groups.ends_E), 0);
+    y_NO.copy_(at::_grouped_mm(x_NK, m_EKO, groups.ends_E));
+    zero_tail(groups.ends_E, y_NO);
     return;
   }
   int64_t filled = 0;
@@ -77,15 +71,29 @@ void grouped_backward_weight(const Tensor& dy_NO, const Tensor& x_NI, const RowG
   if (fresh) dw_EOI.zero_();
   if (dy_NO.size(0) == 0) return;
   if (one_kernel(dy_NO)) {
-    const Tensor all = at::_grouped_mm(dy_NO.t(), x_NI, groups.ends_E);
-    const Tensor none = at::diff(groups.ends_E, 1, 0, at::zeros({1}, groups.ends_E.options())).eq(0);
-    dw_EOI.add_(at::where(none.view({-1, 1, 1}), at::zeros({}, all.options()), all));
+    accumulate_experts(at::_grouped_mm(dy_NO.t(), x_NI, groups.ends_E), groups.ends_E, dw_EOI);
     return;
   }
   for_experts(groups, [&](int64_t e, int64_t begin, int64_t count) {
     if (count == 0) return;
     dw_EOI[e].add_(at::mm(dy_NO.narrow(0, begin, count).t(), x_NI.narrow(0, begin, count)));
   });
+}
+
+void zero_tail(const Tensor& ends_E, Tensor& rows_ND) {
+  if (on_device(rows_ND)) return zero_tail_on_device(ends_E, rows_ND);
+  const int64_t end = elements<int32_t>(ends_E).back();
+  if (end < rows_ND.size(0)) rows_ND.narrow(0, end, rows_ND.size(0) - end).zero_();
+}
+
+void accumulate_experts(const Tensor& products_EOI, const Tensor& ends_E, Tensor& sums_EOI) {
+  if (on_device(products_EOI)) return accumulate_experts_on_device(products_EOI, ends_E, sums_EOI);
+  int32_t begin = 0;
+  for (int64_t e = 0; e < products_EOI.size(0); ++e) {
+    const int32_t end = elements<int32_t>(ends_E)[e];
+    if (end > begin) sums_EOI[e].add_(products_EOI[e]);
+    begin = end;
+  }
 }
 
 }  // namespace conclave::kernels

@@ -26,4 +26,10 @@ void grouped_backward_input(const Tensor& dy_NO, const Tensor& w_EOI, const RowG
 void grouped_backward_weight(const Tensor& dy_NO, const Tensor& x_NI, const RowGroups& groups, bool fresh,
                              Tensor& dw_EOI);
 
+// What makes at::_grouped_mm's results safe. Rows after the last end become zero, whatever they hold.
+void zero_tail(const Tensor& ends_E, Tensor& rows_ND);
+// sums[e] += products[e] for experts that have rows; what stands in the others' products is not read. Sums are float
+// where products are bf16 and lie evenly, like weights.
+void accumulate_experts(const Tensor& products_EOI, const Tensor& ends_E, Tensor& sums_EOI);
+
 }  // namespace conclave::kernels

@@ -52,5 +52,7 @@ Tensor route_backward_on_device(const Routed& routed, const Tensor& segment_ids_
                                 const RouteRule& rule);
 SlotMap slot_map_on_device(const Tensor& ids_TK, const Tensor& counts_E);
 void aggregate_on_device(const Tensor& rows_ND, const Tensor& slots_TK, Tensor& y_TD);
+void zero_tail_on_device(const Tensor& ends_E, Tensor& rows_ND);
+void accumulate_experts_on_device(const Tensor& products_EOI, const Tensor& ends_E, Tensor& sums_EOI);
 
 }  // namespace conclave::kernels

@@ -138,4 +138,25 @@ void aggregate_on_device(const Tensor& rows_ND, const Tensor& slots_TK, Tensor& 
       stream_of(rows_ND));
 }
 
+void zero_tail_on_device(const Tensor& ends_E, Tensor& rows_ND) {
+  check_dimensions("zero_tail", {rows_ND, "rows_ND"}, 2);
+  check_beside("zero_tail", rows_ND, rows_ND.scalar_type(), {{rows_ND, "rows_ND"}});
+  check_beside("zero_tail", rows_ND, at::kInt, {{ends_E, "ends_E"}});
+  cuda::zero_tail({real_of(rows_ND), rows_ND.size(0), rows_ND.size(1), static_cast<int32_t>(ends_E.numel()),
+                   ends_E.const_data_ptr<int32_t>(), rows_ND.mutable_data_ptr()},
+                  stream_of(rows_ND));
+}
+
+void accumulate_experts_on_device(const Tensor& products_EOI, const Tensor& ends_E, Tensor& sums_EOI) {
+  const char* name = "accumulate_experts";
+  const int64_t E = products_EOI.size(0), count = E == 0 ? 0 : products_EOI.numel() / E;
+  check_beside(name, products_EOI, products_EOI.scalar_type(), {{products_EOI, "products_EOI"}});
+  check_beside(name, products_EOI, at::kInt, {{ends_E, "ends_E"}});
+  if (E > 0) check_beside(name, products_EOI, at::kFloat, {{sums_EOI[0], "sums_EOI[e]"}});
+  cuda::accumulate_experts(
+      {real_of(products_EOI), count, sums_EOI.stride(0), static_cast<int32_t>(E), ends_E.const_data_ptr<int32_t>(),
+       products_EOI.const_data_ptr(), sums_EOI.mutable_data_ptr<float>()},
+      stream_of(products_EOI));
+}
+
 }  // namespace conclave::kernels

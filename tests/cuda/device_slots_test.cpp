@@ -2,14 +2,18 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/isnan.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <numeric>
 
 #include "core/random.h"
 #include "cuda/device_runs.h"
+#include "kernels/grouped_products.h"
 #include "kernels/moe_device.h"
 #include "kernels/rows.h"
 
@@ -120,6 +124,45 @@ TEST_F(DeviceSlotsTest, GatherAndAggregateMeetAgain) {
   });
   for (int64_t t = 0; t < 50; ++t) {
     expect_same_bits(results[0][t], t % 7 == 5 ? at::zeros({24}, at::kFloat) : x[t] * 4.0, "four times");
+  }
+}
+
+TEST_F(DeviceSlotsTest, RowsAfterTheLastExpertBecomeZero) {
+  for (const auto dtype : kDeviceTypes) {
+    for (const int32_t end : {0, 1, 9, 20}) {
+      const int64_t n = end == 9 ? 13 : 64;
+      const Tensor rows = at::full({20, n}, NAN, dtype);
+      rows.narrow(0, 0, end).fill_(2.0);
+      const auto results = run_on_device([&] {
+        Tensor y = to_device(rows);
+        zero_tail(to_device(index_tensor({0, end / 2, end})), y);
+        return std::vector<Tensor>{y};
+      });
+      expect_same_bits(results[0].narrow(0, 0, end), rows.narrow(0, 0, end), "kept");
+      expect_same_bits(results[0].narrow(0, end, 20 - end), at::zeros({20 - end, n}, dtype), "tail");
+    }
+  }
+}
+
+// Weight gradients of experts lie between other parameters; empty experts' products are garbage.
+TEST_F(DeviceSlotsTest, WeightGradientsAccumulateForExpertsWithRows) {
+  for (const auto dtype : kDeviceTypes) {
+    for (const auto& [out, in, apart] :
+         {std::array<int64_t, 3>{1, 1, 3}, {6, 12, 80}, {33, 72, 33 * 72 + 1}, {8, 512, 4096}}) {
+      Tensor products = random_tensor({4, out, in}, dtype, 1);
+      products[0].fill_(NAN);
+      products[2].fill_(NAN);
+      const Tensor before = random_tensor({4 * apart}, at::kFloat, 2);
+      const auto view = [&](const Tensor& flat) { return flat.as_strided({4, out, in}, {apart, in, 1}); };
+      const auto results = run_on_device([&] {
+        Tensor flat = to_device(before), sums = view(flat);
+        accumulate_experts(to_device(products), to_device(index_tensor({0, 3, 3, 4})), sums);
+        return std::vector<Tensor>{flat};
+      });
+      Tensor expected = before.clone();
+      for (const int64_t e : {1, 3}) view(expected)[e].add_(products[e]);
+      expect_same_bits(results[0], expected, "sums");
+    }
   }
 }
 

@@ -45,5 +45,7 @@ void route(const Route&, Stream) { absent(); }
 void route_backward(const RouteBackward&, Stream) { absent(); }
 void slot_map(const Slots&, Stream) { absent(); }
 void aggregate(const Aggregate&, Stream) { absent(); }
+void zero_tail(const ZeroTail&, Stream) { absent(); }
+void accumulate_experts(const AccumulateExperts&, Stream) { absent(); }
 
 }  // namespace conclave::kernels::cuda

@@ -18,4 +18,19 @@ void aggregate(const Aggregate& a, Stream stream) {
   });
 }
 
+void zero_tail(const ZeroTail& a, Stream stream) {
+  with_width(a.real, a.n, {a.rows_ND}, [&](auto zero, auto width) {
+    launch("zero_tail", zero_tail_kernel<decltype(zero), width()>, shape_of_rows(a.rows), stream, a);
+  });
+}
+
+void accumulate_experts(const AccumulateExperts& a, Stream stream) {
+  // An expert's sums must begin where neighbours may be moved together, too.
+  const bool apart = a.stride % 8 == 0;
+  with_width(a.real, apart ? a.count : 1, {a.products, a.sums}, [&](auto zero, auto width) {
+    const Shape shape{a.experts * divide_up(a.count, kAccumulateThreads * width()), kAccumulateThreads};
+    launch("accumulate_experts", accumulate_experts_kernel<decltype(zero), width()>, shape, stream, a);
+  });
+}
+
 }  // namespace conclave::kernels::cuda

@@ -126,4 +126,30 @@ __global__ void aggregate_kernel(Aggregate a) {
   }
 }
 
+template <typename T, int kWidth>
+__global__ void zero_tail_kernel(ZeroTail a) {
+  const int64_t row = row_of_warp();
+  if (row >= a.rows || row < a.ends_E[a.experts - 1]) return;
+  const float zeros[kWidth] = {};
+  for (int64_t c = lane_index() * kWidth; c < a.n; c += kWarp * kWidth) {
+    store(zeros, static_cast<T*>(a.rows_ND) + row * a.n + c);
+  }
+}
+
+inline constexpr int kAccumulateThreads = 256;
+
+// A block: neighbouring numbers of one expert.
+template <typename T, int kWidth>
+__global__ void accumulate_experts_kernel(AccumulateExperts a) {
+  const int64_t tiles = (a.count + kAccumulateThreads * kWidth - 1) / (kAccumulateThreads * kWidth);
+  const int64_t e = blockIdx.x / tiles;
+  const int64_t i = (blockIdx.x % tiles * kAccumulateThreads + threadIdx.x) * kWidth;
+  if (i >= a.count || a.ends_E[e] == (e == 0 ? 0 : a.ends_E[e - 1])) return;
+  float sum[kWidth], more[kWidth];
+  load(a.sums + e * a.stride + i, sum);
+  load(static_cast<const T*>(a.products) + e * a.count + i, more);
+  for (int k = 0; k < kWidth; ++k) sum[k] += more[k];
+  store(sum, a.sums + e * a.stride + i);
+}
+
 }  // namespace conclave::kernels::cuda

@@ -33,4 +33,25 @@ struct Aggregate {
 };
 void aggregate(const Aggregate& a, Stream stream);
 
+// Rows after the last expert's end become zero; the others are not touched.
+struct ZeroTail {
+  Real real;
+  int64_t rows, n;
+  int32_t experts;
+  const int32_t* ends_E;
+  void* rows_ND;
+};
+void zero_tail(const ZeroTail& a, Stream stream);
+
+// sums[e] += products[e] of the experts that have rows; what stands in the others' products is not read.
+struct AccumulateExperts {
+  Real real;              // of the products
+  int64_t count, stride;  // numbers of an expert; from one expert's sums to the next one's
+  int32_t experts;
+  const int32_t* ends_E;
+  const void* products;
+  float* sums;
+};
+void accumulate_experts(const AccumulateExperts& a, Stream stream);
+
 }  // namespace conclave::kernels::cuda
