@@ -33,8 +33,8 @@ parallel::GradientLayout layout_of(const RunConfig& config, const parallel::Mesh
 
 std::unique_ptr<parallel::GradientReducer<float>> make_reducer(const RunConfig& config, parallel::GradientLayout layout,
                                                                const model::Transformer& model, Timeline& timeline) {
-  const nn::Parameters& parameters = model.parameters();
-  if (model.device_path() != nullptr) return make_device_reducer(parameters.flat(false), parameters.flat(true));
+  if (model.device_path() != nullptr)
+    return make_device_reducer(model.parameters(), model.mesh().dp(), model.mesh().edp());
   layout.timeline = &timeline;
   return parallel::make_gradient_reducer<float>(config.parallel.reduction, layout);
 }
