@@ -89,7 +89,12 @@ TrainStep::~TrainStep() noexcept(false) {
 
 Tensor TrainStep::view(std::span<float> data) const {
   const auto device = model_.parameters().flat(false).device();
-  return at::from_blob(data.data(), {static_cast<int64_t>(data.size())}, at::TensorOptions().device(device));
+  const std::vector<int64_t> size{std::ssize(data)};
+  // Where the memory is, is said: of an empty buffer ATen could not find it out.
+  return at::for_blob(data.data(), size)
+      .options(at::TensorOptions().device(device))
+      .target_device(device)
+      .make_tensor();
 }
 
 void TrainStep::accumulate(std::span<const Batch> batches) {
