@@ -83,8 +83,9 @@ Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, S
 }
 
 Slot TransformerBuilder::device_moe_branch(const Name& name, const LayerShape& layer, Slot input) {
-  check(m_.mesh_.world().size() == 1 && config_.chunks == 1 && config_.choices == nullptr,
-        "the device path has one rank and one chunk, and nobody replaces its choices");
+  check(m_.mesh_.ep().size() * m_.mesh_.etp().size() * tp_.size() == 1 && config_.chunks == 1,
+        "the device path has whole layers on every rank");
+  check(config_.choices == nullptr, "nobody sees or replaces the choices of the device path");
   const moe::DeviceExpertSlots slots{.input = input,
                                      .weights = m_.slots_.add(name("moe.weights")),
                                      .decision = m_.decisions_[m_.routers_.size()],

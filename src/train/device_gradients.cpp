@@ -12,12 +12,15 @@ std::span<float> span_of(Tensor& tensor) {
 
 class DeviceReducer : public parallel::GradientReducer<float> {
  public:
-  DeviceReducer(const Tensor& dense, const Tensor& expert)
-      : dense_(at::empty_like(dense)), expert_(at::empty_like(expert)) {}
+  DeviceReducer(const nn::Parameters& parameters, const comm::Group& dp, const comm::Group& edp)
+      : dp_(dp),
+        edp_(edp),
+        dense_(at::empty_like(parameters.flat(false))),
+        expert_(at::empty_like(parameters.flat(true))) {}
 
   void begin_step(int64_t micro_batches) override {
-    check(left_ == 0, "a step begins after the last one has ended");
-    left_ = micro_batches;
+    check(left_ == 0 && micro_batches % dp_.size() == 0, "dp divides the micro-batches; the last step has ended");
+    left_ = micro_batches / dp_.size();
     dense_.zero_();
     expert_.zero_();
   }
@@ -31,20 +34,25 @@ class DeviceReducer : public parallel::GradientReducer<float> {
   }
   void micro_batch_done() override { check(left_-- > 0, "a step has as many micro-batches as were announced"); }
   void complete(bool, size_t) override {}
-  void finish() override { check(left_ == 0, "a step is finished after its last micro-batch"); }
+  void finish() override {
+    check(left_ == 0, "a step is finished after its last micro-batch");
+    if (dp_.size() > 1) dp_.all_reduce(span_of(dense_));
+    if (edp_.size() > 1 && expert_.numel() > 0) edp_.all_reduce(span_of(expert_));
+  }
   std::span<float> dense() override { return span_of(dense_); }
   std::span<float> expert() override { return span_of(expert_); }
 
  private:
-  int64_t left_ = 0;
+  comm::Group dp_, edp_;
+  int64_t left_ = 0;  // micro-batches of this rank
   Tensor dense_, expert_;
 };
 
 }  // namespace
 
-std::unique_ptr<parallel::GradientReducer<float>> make_device_reducer(const Tensor& dense_parameters,
-                                                                      const Tensor& expert_parameters) {
-  return std::make_unique<DeviceReducer>(dense_parameters, expert_parameters);
+std::unique_ptr<parallel::GradientReducer<float>> make_device_reducer(const nn::Parameters& parameters,
+                                                                      const comm::Group& dp, const comm::Group& edp) {
+  return std::make_unique<DeviceReducer>(parameters, dp, edp);
 }
 
 }  // namespace conclave::train

@@ -41,10 +41,11 @@ void find_methods(const RunConfig& config, Obstacles& found) {
 
 void find_layout(const RunConfig& config, Obstacles& found) {
   const parallel::ParallelConfig& mesh = config.parallel;
-  for (const auto& [name, ranks] : {std::pair("dp", mesh.dp.value_or(1)), std::pair("tp", mesh.tp),
-                                    std::pair("ep", mesh.ep), std::pair("etp", mesh.etp)})
+  for (const auto& [name, ranks] : {std::pair("tp", mesh.tp), std::pair("ep", mesh.ep), std::pair("etp", mesh.etp)})
     if (ranks != 1)
-      found.push_back({fmt::format("parallel.{}", name), "several ranks", fmt::format("start one, with {}: 1", name)});
+      found.push_back({fmt::format("parallel.{}", name), "layers that ranks share", fmt::format("set {}: 1", name)});
+  if (mesh.dp.value_or(1) != 1 && mesh.zero != 0)
+    found.push_back({"parallel.zero", "sharded optimizer state", "set zero: 0"});
   if (mesh.reduction != parallel::Reduction::kFast)
     found.push_back({"parallel.reduction", "reduction: canonical, whose bits are those of the CPU path,", "use fast"});
   if (mesh.executor != parallel::ExecutorType::kSequential)

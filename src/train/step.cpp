@@ -33,8 +33,8 @@ parallel::GradientLayout layout_of(const RunConfig& config, const parallel::Mesh
 
 std::unique_ptr<parallel::GradientReducer<float>> make_reducer(const RunConfig& config, parallel::GradientLayout layout,
                                                                const model::Transformer& model, Timeline& timeline) {
-  const nn::Parameters& parameters = model.parameters();
-  if (model.device_path() != nullptr) return make_device_reducer(parameters.flat(false), parameters.flat(true));
+  if (model.device_path() != nullptr)
+    return make_device_reducer(model.parameters(), model.mesh().dp(), model.mesh().edp());
   layout.timeline = &timeline;
   return parallel::make_gradient_reducer<float>(config.parallel.reduction, layout);
 }
@@ -89,7 +89,12 @@ TrainStep::~TrainStep() noexcept(false) {
 
 Tensor TrainStep::view(std::span<float> data) const {
   const auto device = model_.parameters().flat(false).device();
-  return at::from_blob(data.data(), {static_cast<int64_t>(data.size())}, at::TensorOptions().device(device));
+  const std::vector<int64_t> size{std::ssize(data)};
+  // Where the memory is, is said: of an empty buffer ATen could not find it out.
+  return at::for_blob(data.data(), size)
+      .options(at::TensorOptions().device(device))
+      .target_device(device)
+      .make_tensor();
 }
 
 void TrainStep::accumulate(std::span<const Batch> batches) {

@@ -38,8 +38,9 @@ TEST(DevicePathRules, RefuseWhatIsNotBuiltWithAReasonAndARemedy) {
            {"moe.dispatch.type=alltoall", "an exchange between ranks with"},
            {"parallel.reduction=canonical", "use fast"},
            {"parallel.executor=interleaved", "use sequential"},
-           {"parallel.ep=2", "several ranks with train.precision: bf16; start one, with ep: 1", 2},
-           {"parallel.dp=2", "several ranks with", 2},
+           {"parallel.ep=2", "layers that ranks share with train.precision: bf16; set ep: 1", 2},
+           {"parallel.tp=2", "layers that ranks share with train.precision: bf16; set tp: 1", 2},
+           {"parallel.zero=1", "sharded optimizer state with train.precision: bf16; set zero: 0", 2},
        }) {
     SCOPED_TRACE(refusal.set);
     const std::string message = config_error([&] { load(refusal.set, refusal.ranks); });

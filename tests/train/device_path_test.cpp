@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <gmock/gmock.h>
 
+#include "support/ranks.h"
 #include "train/layout_runs.h"
 
 namespace conclave::test {
@@ -41,6 +42,18 @@ TEST(DevicePath, TakesTheFirstStepOfTheHost) {
   for (const LayoutCase& layout_case : cases()) {
     SCOPED_TRACE(layout_case.name);
     expect_close(run_layout({}, {}, on_device(layout_case), kFast), run_layout({}, {}, layout_case, kFast));
+  }
+}
+
+TEST(DevicePathRanks, SumTheirGradients) {
+  for (const LayoutCase& layout_case :
+       {LayoutCase{.name = "Plain", .padding = true},
+        LayoutCase{.name = "Dense", .change = [](auto& config) { config.moe.enabled = false; }}}) {
+    const auto alone = run_layout({}, {}, layout_case, kFast);
+    for (const int64_t dp : {2, 4})
+      run_ranks(static_cast<int>(dp), [&](const comm::Group& world) {
+        expect_close(run_layout(world, {.dp = dp}, on_device(layout_case), kFast), alone);
+      });
   }
 }
 

@@ -11,6 +11,7 @@ namespace {
 
 using Path = std::optional<model::DevicePath>;
 const Path kHost = {}, kDevice = model::DevicePath{};
+const Path kBf16 = model::DevicePath{.device = at::kCPU, .compute = at::kBFloat16};
 
 train::RunConfig run_config(const std::string& tokens, int64_t steps) {
   train::RunConfig config = layout_config({.name = "Device"});
@@ -74,11 +75,24 @@ TEST_F(DeviceRun, EvaluatesLikeTheHost) {
 }
 
 TEST_F(DeviceRun, ContinuesBitwiseAfterAnEnd) {
-  const Trained whole = train("whole", 4, kDevice);
-  train("parts", 2, kDevice);
-  const Trained parts = train("parts", 4, kDevice);
-  EXPECT_EQ(parts.digest, whole.digest);
-  EXPECT_EQ(parts.evaluation, whole.evaluation);
+  for (const auto& [name, path] : {std::pair("fp32", kDevice), std::pair("bf16", kBf16)}) {
+    SCOPED_TRACE(name);
+    const Trained whole = train(std::string(name) + "whole", 4, path);
+    train(std::string(name) + "parts", 2, path);
+    const Trained parts = train(std::string(name) + "parts", 4, path);
+    EXPECT_EQ(parts.digest, whole.digest);
+    EXPECT_EQ(parts.evaluation, whole.evaluation);
+  }
+}
+
+// What stages read is a copy; a run that is complete evaluates without a step before.
+TEST_F(DeviceRun, EvaluatesWhatWasLoaded) {
+  for (const auto& [name, path] : {std::pair("fp32", kDevice), std::pair("bf16", kBf16)}) {
+    SCOPED_TRACE(name);
+    const Trained trained = train(name, 3, path), loaded = train(name, 3, path);
+    EXPECT_EQ(loaded.evaluation, trained.evaluation);
+    EXPECT_EQ(loaded.dispatched, trained.dispatched);
+  }
 }
 
 TEST_F(DeviceRun, ContinuesARunOfTheHostWhichContinuesItAgain) {
