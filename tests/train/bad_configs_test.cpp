@@ -144,7 +144,7 @@ const std::vector<BadConfig> kUnbuilt = {
      "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init_from: x}\n" +
          std::string(kData),
      "1:91", "not built yet: starting from a checkpoint"},
-    {"Bf16", "train: {precision: bf16}\n", "3:20", "not built yet: 'bf16'"},
+    {"Fp16", "train: {precision: fp16}\n", "3:20", "not built yet: 'fp16'"},
     {"Cuda", "train: {device: cuda}\n", "3:17", "use train.device: cpu"},
     {"Device", "train: {device: gpu}\n", "3:17", "auto, cpu, cuda"},
     {"Distill", "train: {distill: x}\n", "3:18", "not built yet: distillation"},
