@@ -10,9 +10,9 @@ ENV XDG_CACHE_HOME=/opt/cache
 COPY launch/setup launch/setup
 RUN ./launch/setup
 
-# Builds once the NCCL transport exists; until then it stops with a message that says so.
+# --gpu: no GPU is visible while an image is built.
 FROM base AS cuda
-RUN ./launch/setup --cuda
+RUN ./launch/setup --gpu
 COPY . .
 RUN ./launch/build cuda conclave
 ENV CONCLAVE_PRESET=cuda PATH="/opt/conclave/build/cuda/src:$PATH"

@@ -10,6 +10,7 @@
 
 #include "app/config_options.h"
 #include "app/opened_run.h"
+#include "app/rank_device.h"
 #include "app/rank_resources.h"
 #include "app/version.h"
 #include "comm/world.h"
@@ -78,7 +79,7 @@ int64_t peak_bytes(const comm::Group& group) {
 int train_in(comm::World& world, const TrainOptions& options) {
   const auto loaded =
       train::load_config(options.config.file, options.config.overrides, {world.size(), train::Purpose::kTrain, true});
-  const train::RunConfig& config = loaded.config;
+  train::RunConfig config = loaded.config;
   const std::filesystem::path where =
       options.run.empty() ? std::filesystem::path("runs") / std::filesystem::path(options.config.file).stem()
                           : std::filesystem::path(options.run);
@@ -86,7 +87,9 @@ int train_in(comm::World& world, const TrainOptions& options) {
   const int threads = rank_threads(world.cores());
   at::set_num_threads(threads);
   require_canonical(config, threads);
-  const auto group = world.group(config.comm.backend);
+  const auto device = take_device(config, world, *log);
+  config.train.device = device.on_gpu ? "cuda" : "cpu";
+  const auto group = world.group(backend_for(config, device, world.size()));
   if (world.size() > 1) world.advance_by(config.comm.progress);
   const parallel::Mesh mesh(group, config.parallel);
   data::BatchLoader batches(loader_options(config, mesh));
@@ -106,6 +109,7 @@ int train_in(comm::World& world, const TrainOptions& options) {
 
   comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank(), world.activity(), world.roll_call());
   model::Transformer model(train::transformer_config(config), mesh);
+  try_device_path(model, config, *log);
   if (!model.dispatch_reason().empty()) log->info("dispatch {}", model.dispatch_reason());
   train::TrainStep step(config, mesh, model, failpoints);
   train::Trainer trainer({config, mesh, model, step, batches, validation ? &*validation : nullptr, store, environment,

@@ -19,7 +19,6 @@ class Activity {
   // "all_reduce" and the like; nullptr while this rank is outside of collectives.
   const char* collective() const { return collective_.load(std::memory_order_relaxed); }
   void enter(const char* collective) { collective_.store(collective, std::memory_order_relaxed); }
-  void leave() { collective_.store(nullptr, std::memory_order_relaxed); }
 
   // `operation` lives for ever: a literal. A few stores; any thread.
   void beat(int64_t step, const char* operation) {

@@ -13,7 +13,7 @@ struct CommConfig {
   ProgressBy progress = ProgressBy::kPoll;
 
   void fields(auto&& field) {
-    field("backend", backend, "transport between ranks: auto, mpi (nccl comes with the CUDA build)");
+    field("backend", backend, "transport between ranks: auto, mpi, or nccl (what GPUs hold; needs a CUDA build)");
     field(
         "progress", progress,
         "who advances exchanges under way: poll = the computing thread between its products, thread = one of its own");

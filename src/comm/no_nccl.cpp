@@ -4,11 +4,15 @@
 
 namespace conclave::comm {
 
-std::shared_ptr<Transport> make_nccl_world(const Group&) {
+std::shared_ptr<NcclLibrary> make_nccl_library(ComputeStream) {
   throw ConfigError(
       "comm.backend: nccl: this conclave was built without NCCL; configure with the cuda preset (cmake --preset cuda), "
-      "or "
-      "use comm.backend: mpi");
+      "or use comm.backend: mpi");
+}
+
+std::shared_ptr<Transport> make_nccl_world(const Group&, ComputeStream) {
+  make_nccl_library();
+  return nullptr;
 }
 
 }  // namespace conclave::comm

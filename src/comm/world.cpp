@@ -44,14 +44,18 @@ cpu_set_t own_cpus() {
   return set;
 }
 
+using SharedActivity = std::shared_ptr<Activity>;
 struct Backend {
   const char* name;
-  Group (*make)(const Group& host_group);
+  Group (*make)(const Group& host_group, const SharedActivity& activity);
 };
 constexpr std::array<Backend, 3> kBackends{{
-    {"auto", [](const Group& host_group) { return host_group; }},
-    {"mpi", [](const Group& host_group) { return host_group; }},
-    {"nccl", [](const Group& host_group) { return Group(make_nccl_world(host_group)); }},
+    {"auto", [](const Group& host_group, const SharedActivity&) { return host_group; }},
+    {"mpi", [](const Group& host_group, const SharedActivity&) { return host_group; }},
+    {"nccl",
+     [](const Group& host_group, const SharedActivity& activity) {
+       return Group(make_observed(make_nccl_world(host_group), activity));
+     }},
 }};
 
 void print_block(const std::string& text) {
@@ -91,7 +95,7 @@ World::World() {
 Group World::group(const std::string& backend) const {
   std::string names;
   for (const Backend& known : kBackends) {
-    if (known.name == backend) return known.make(group_);
+    if (known.name == backend) return known.make(group_, activity_);
     names += fmt::format("{}{}", names.empty() ? "" : ", ", known.name);
   }
   throw ConfigError("comm.backend: {}: there is no such backend; known are {}", backend, names);

@@ -49,6 +49,7 @@ class TransformerBuilder {
   std::vector<nn::ParameterId> router_blocks(const Name& name, const std::vector<moe::ScoreBlock>& blocks);
   void route(const Name& name, const LayerShape& layer, moe::RouteSlots slots);
   nn::Slot moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
+  nn::Slot device_moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
   void chunked_exchange(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& whole);
   bool resends() const;
   std::vector<moe::ExpertWeights> expert_weights(const Name& name, const LayerShape& layer);
@@ -59,6 +60,15 @@ class TransformerBuilder {
   const comm::Group& tp_;
   bool share_tokens_;  // outside tensor-parallel regions: sequence parallelism
   double std_, residual_std_;
+  std::vector<nn::ParameterId> shared_router_;  // moe.router.share: model
 };
+
+template <typename S, typename... Args>
+S& TransformerBuilder::stage(const std::string& name, Args&&... args) {
+  auto made = std::make_unique<S>(site(name), std::forward<Args>(args)...);
+  S& reference = *made;
+  m_.stages_.push_back(std::move(made));
+  return reference;
+}
 
 }  // namespace conclave::model

@@ -10,6 +10,7 @@
 
 #include "comm/group_conformance.h"
 #include "comm/nccl_group.h"
+#include "core/device.h"
 #include "core/error.h"
 #include "support/ranks.h"
 
@@ -65,12 +66,17 @@ TEST(GroupTest, BuffersThatDoNotFitTheirSizesAreRefused) {
   EXPECT_THROW(group.split(-1, 0), BugError);
 }
 
-TEST(GroupTest, NcclSaysThatItIsNotBuiltIn) {
+// In a CPU build as in a CUDA build on a machine without a GPU.
+TEST(GroupTest, NcclSaysWhatItLacks) {
+  const device::Availability gpus = device::available();
+  if (gpus.count > 0) GTEST_SKIP() << "this machine has a GPU";
   try {
     comm::make_nccl_world(Group());
     FAIL() << "no exception";
   } catch (const ConfigError& error) {
-    EXPECT_THAT(error.what(), HasSubstr("built without NCCL; configure with the cuda preset"));
+    EXPECT_THAT(error.what(), testing::AnyOf(HasSubstr("built without NCCL; configure with the cuda preset"),
+                                             HasSubstr(gpus.reason)));
+    EXPECT_THAT(error.what(), HasSubstr("use comm.backend: mpi"));
   }
 }
 

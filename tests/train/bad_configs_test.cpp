@@ -144,13 +144,17 @@ const std::vector<BadConfig> kUnbuilt = {
      "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init_from: x}\n" +
          std::string(kData),
      "1:91", "not built yet: starting from a checkpoint"},
-    {"Bf16", "train: {precision: bf16}\n", "3:20", "not built yet: 'bf16'"},
-    {"Cuda", "train: {device: cuda}\n", "3:17", "not built yet: 'cuda'"},
+    {"Fp16", "train: {precision: fp16}\n", "3:20", "not built yet: 'fp16'"},
+    {"Cuda", "train: {device: cuda}\n", "3:17", "use train.device: cpu"},
+    {"Device", "train: {device: gpu}\n", "3:17", "auto, cpu, cuda"},
     {"Distill", "train: {distill: x}\n", "3:18", "not built yet: distillation"},
     {"AsyncCheckpoint", "checkpoint: {async: true}\n", "3:21", "not built yet: saving while training"},
     {"Tensorboard", "metrics: {tensorboard: true}\n", "3:24", "not built yet: TensorBoard"},
     {"Recompute", "memory: {recompute: ful}\n", "3:21", "full"},
-    {"Nccl", "comm: {backend: nccl}\n", "3:17", "not built yet: 'nccl'"},
+    {"Ucc", "comm: {backend: ucc}\n", "3:17", "not built yet: 'ucc'"},
+    {"NcclForTheCpu", "train: {device: cpu}\ncomm: {backend: nccl}\n", "4:17",
+     "train.device is cpu; use comm.backend: mpi"},
+    {"MpiForAGpu", "train: {device: cuda}\ncomm: {backend: mpi}\n", "4:17", "use comm.backend: auto or nccl"},
     {"Optimizer", "optim: {type: muon}\n", "3:15", "not built yet: 'muon'"},
 };
 

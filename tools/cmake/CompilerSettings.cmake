@@ -6,10 +6,11 @@ if(CCACHE_PROGRAM AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
 endif()
 
 add_library(conclave_flags INTERFACE)
-target_compile_options(conclave_flags INTERFACE
+# nvcc takes options of its own only (Cuda.cmake), so these name their languages.
+target_compile_options(conclave_flags INTERFACE $<$<COMPILE_LANGUAGE:C,CXX>:
   -Wall -Wextra -Wpedantic -Wno-unused-parameter -Werror
   # Bits must not depend on how the compiler contracts a*b+c in one build and not in the next.
-  -ffp-contract=off)
+  -ffp-contract=off>)
 target_include_directories(conclave_flags INTERFACE "${PROJECT_SOURCE_DIR}/src")
 
 find_program(MOLD_PROGRAM mold)
@@ -18,9 +19,8 @@ if(MOLD_PROGRAM)
 endif()
 
 if(CONCLAVE_SANITIZE)
-  target_compile_options(conclave_flags INTERFACE -fsanitize=${CONCLAVE_SANITIZE} -fno-omit-frame-pointer
-    -fno-sanitize-recover=all
-    # GCC 12 takes instrumented vectors for memory that new has not given.
-    -Wno-free-nonheap-object)
+  # GCC 12 takes instrumented vectors for memory that new has not given.
+  target_compile_options(conclave_flags INTERFACE $<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${CONCLAVE_SANITIZE}
+    -fno-omit-frame-pointer -fno-sanitize-recover=all -Wno-free-nonheap-object>)
   target_link_options(conclave_flags INTERFACE -fsanitize=${CONCLAVE_SANITIZE})
 endif()

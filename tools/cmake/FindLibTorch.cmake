@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Finds LibTorch without its own CMake files, which insist on the CUDA toolkit even for a CPU program.
 # Looked at in this order: LIBTORCH (variable or environment), the folder that launch/setup fills, a Python that has torch.
-# Defines: torch::cpu; LibTorch_VERSION; LibTorch_REASON when nothing fits.
+# Defines: torch::cpu; torch::cuda with CONCLAVE_CUDA; LibTorch_VERSION; LibTorch_REASON when nothing fits.
 set(LibTorch_MINIMUM 2.11)
 set(_candidates ${LIBTORCH} $ENV{LIBTORCH})
 set(_cache "$ENV{XDG_CACHE_HOME}")
@@ -48,7 +48,7 @@ if(LibTorch_FOUND AND NOT TARGET torch::cpu)
   target_include_directories(torch::cpu SYSTEM INTERFACE "${_fmt_first}" "${LibTorch_DIR_FOUND}/include"
     "${LibTorch_DIR_FOUND}/include/torch/csrc/api/include")
   # at::parallel_for is inline: without -fopenmp in our own files it silently runs on one thread.
-  target_compile_options(torch::cpu INTERFACE -fopenmp)
+  target_compile_options(torch::cpu INTERFACE $<$<COMPILE_LANGUAGE:C,CXX>:-fopenmp>)
   target_compile_definitions(torch::cpu INTERFACE AT_PARALLEL_OPENMP=1)
   # DT_RPATH (not RUNPATH) also serves LibTorch's own dependencies, so no environment variable is needed to run.
   set(_lib "${LibTorch_DIR_FOUND}/lib")

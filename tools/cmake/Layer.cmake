@@ -10,6 +10,7 @@ function(layer name)
   list(TRANSFORM ARG_DEPENDS PREPEND conclave_)
   target_link_libraries(${target} PUBLIC conclave_flags ${ARG_DEPENDS} ${ARG_LINK})
   if(ARG_TORCH)
+    set_target_properties(${target} PROPERTIES CONCLAVE_TORCH ON)
     target_link_libraries(${target} PUBLIC torch::cpu)
     # One precompiled header for every layer that sees LibTorch; never relied on for correctness.
     if(CONCLAVE_PCH_OWNER)
@@ -25,6 +26,23 @@ endfunction()
 
 function(layer_sources name)
   target_sources(conclave_${name} PRIVATE ${ARGN})
+endfunction()
+
+# layer_cuda_sources(NAME CUDA sources STUB sources [LINK libraries]): what differs between a CPU and a CUDA build is which of the
+# two lists is compiled, never a conditional in a file. The CUDA list (.cu, .cpp) sees the toolkit's headers and, in a TORCH layer,
+# c10_cuda; LINK is what only that list needs. Headers are shared by both and stay plain C++.
+function(layer_cuda_sources name)
+  cmake_parse_arguments(ARG "" "" "CUDA;STUB;LINK" ${ARGN})
+  if(NOT CONCLAVE_CUDA)
+    layer_sources(${name} ${ARG_STUB})
+    return()
+  endif()
+  layer_sources(${name} ${ARG_CUDA})
+  get_target_property(torch conclave_${name} CONCLAVE_TORCH)
+  if(torch)
+    list(APPEND ARG_LINK torch::cuda)
+  endif()
+  target_link_libraries(conclave_${name} PRIVATE cuda::runtime ${ARG_LINK})
 endfunction()
 
 # Makes every header of the layer compile alone in the target all_verify_interface_header_sets (tools/dev/check_headers builds it),
