@@ -14,6 +14,7 @@
 
 #include "app/gemm_speed.h"
 #include "app/opened_run.h"
+#include "app/rank_device.h"
 #include "app/rank_resources.h"
 #include "checkpoint/safetensors.h"
 #include "core/random.h"
@@ -93,18 +94,23 @@ std::vector<Batch> rank_batches(const Rows& rows, const train::RunConfig& config
 
 void load_weights(model::Transformer& model, const parallel::Mesh& mesh, const std::filesystem::path& file) {
   const checkpoint::SafetensorsFile weights(file);
-  for (const auto& entry : train::weight_state(model, mesh)) {
+  train::HostCopies copies(model);
+  for (const auto& entry : train::weight_state(model, mesh, &copies)) {
     if (weights.at(entry.name).shape != entry.global_shape)
       throw DataError("{}: {} has another shape than the model's", file.string(), entry.name);
     weights.read(entry.name, entry.data);
   }
+  copies.write_back();
 }
 
 // What all ranks reach at the same time, together.
-double ceiling(const comm::Group& world) {
-  const std::vector<Product> products{ceiling_product()};
+double ceiling(const comm::Group& world, const model::Transformer& model) {
+  const model::DevicePath* path = model.device_path();
+  const bool on_gpu = path != nullptr && path->device.is_cuda();
+  const std::vector<Product> products{ceiling_product(on_gpu)};
+  const auto options = on_gpu ? at::TensorOptions(path->device).dtype(path->compute) : at::TensorOptions(at::kFloat);
   world.barrier();
-  const std::vector<double> own{measure(products, 0.5)[0].best_gflops};
+  const std::vector<double> own{measure(products, 0.5, options)[0].best_gflops};
   std::vector<double> all(world.size());
   world.all_gather(std::span<const double>(own), std::span<double>(all));
   double sum = 0;
@@ -127,14 +133,19 @@ double seconds_of(const comm::Group& world, const std::function<void()>& body) {
   return seconds[0];
 }
 
-StepBench bench_step(comm::World& world, const train::RunConfig& config, const StepBenchOptions& options) {
+StepBench bench_step(comm::World& world, const train::RunConfig& wanted, const StepBenchOptions& options) {
   StepBench bench;
   bench.threads = rank_threads(world.cores());
   at::set_num_threads(bench.threads);
-  const auto group = world.group(config.comm.backend);
+  const auto log = make_log(world.rank());
+  const auto device = take_device(wanted, world, *log);
+  train::RunConfig config = wanted;
+  config.train.device = device.on_gpu ? "cuda" : "cpu";
+  const auto group = world.group(backend_for(config, device, world.size()));
   if (world.size() > 1) world.advance_by(config.comm.progress);
   const parallel::Mesh mesh(group, config.parallel);
   model::Transformer model(train::transformer_config(config), mesh);
+  try_device_path(model, config, *log);
   Rows rows;
   if (options.reference.empty()) {
     rows = random_tokens(config);
@@ -152,17 +163,18 @@ StepBench bench_step(comm::World& world, const train::RunConfig& config, const S
   train::TrainStep step(config, mesh, model, none);
   bench.tokens = config.train.global_batch_size * config.data.seq_len;
   bench.flops_per_token = model::count_flops(model.shape(), model::Counter::kExact, config.data.seq_len).training();
-  std::vector<double> ceilings{ceiling(group)};
+  std::vector<double> ceilings{ceiling(group, model)};
   for (int64_t i = 0; i < options.warmup + options.steps; ++i) {
     if (i == options.warmup + options.steps / 2) {
       step.wait_for_weights();
-      ceilings.push_back(ceiling(group));
+      ceilings.push_back(ceiling(group, model));
     }
     const double seconds = seconds_of(group, [&] { bench.losses.push_back(step.run(i, batches).loss); });
     if (i >= options.warmup) bench.seconds.push_back(seconds);
   }
   step.wait_for_weights();
-  ceilings.push_back(ceiling(group));
+  ceilings.push_back(ceiling(group, model));
+  bench.ceiling_name = ceiling_product(device.on_gpu).name;
   const auto [least, most] = std::minmax_element(ceilings.begin(), ceilings.end());
   bench.ceiling_gflops = *most;
   bench.ceiling_spread = (*most - *least) / *most;
@@ -204,7 +216,7 @@ std::string step_report(const StepBench& bench, const train::RunConfig& config, 
                       static_cast<double>(bench.flops_per_token) / 1e6);
   text += fmt::format(
       "  ceiling    {:.1f} GFLOP/s (mm of {}, spread {:.0f} % over the run): the step reaches {:.1f} %\n",
-      bench.ceiling_gflops, ceiling_product().name, 100 * bench.ceiling_spread, 100 * gflops / bench.ceiling_gflops);
+      bench.ceiling_gflops, bench.ceiling_name, 100 * bench.ceiling_spread, 100 * gflops / bench.ceiling_gflops);
   if (bench.ceiling_spread > 0.1)
     text += "  warning: the ceiling moved by more than 10 %; other work disturbs the figures\n";
   return text + loss_lines(bench);

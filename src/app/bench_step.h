@@ -28,6 +28,7 @@ struct StepBench {
   std::vector<double> reference_losses;  // of the reference, from the first step
   double ceiling_gflops = 0;             // all ranks together, best of before, between and after
   double ceiling_spread = 0;             // (best - worst) / best of those
+  std::string ceiling_name;              // the product that it is
   int64_t tokens = 0;                    // of a step
   int64_t flops_per_token = 0;           // training, exact counter
   int threads = 1;                       // of a rank

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // How fast this machine multiplies matrices through the BLAS that training uses: the ceiling that a step is held
-// against, and the products of one model. fp32, on as many threads as this rank has.
+// against, and the products of one model. On the CPU on as many threads as this rank has.
 #pragma once
+
+#include <c10/core/TensorOptions.h>
 
 #include <cstdint>
 #include <span>
@@ -25,10 +27,12 @@ struct ProductSpeed {
   double best_gflops = 0, median_gflops = 0;
 };
 
-// Each product for about `seconds`, seven times over. In the order of `products`.
-std::vector<ProductSpeed> measure(std::span<const Product> products, double seconds);
+// Each product for about `seconds`, seven times over. In the order of `products`. In `options`' type and on its device;
+// on a GPU every product is waited for, so only large ones say anything.
+std::vector<ProductSpeed> measure(std::span<const Product> products, double seconds,
+                                  const at::TensorOptions& options = at::kFloat);
 
-// The product that stands for the ceiling: 2048 x 2048 x 2048.
-Product ceiling_product();
+// The product that stands for the ceiling: 2048 in all sizes, 8192 on a GPU.
+Product ceiling_product(bool on_gpu = false);
 
 }  // namespace conclave::app

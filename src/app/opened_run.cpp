@@ -27,7 +27,9 @@ OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, L
                                           {config::Override::Kind::kSet, "parallel.ep=1"},
                                           {config::Override::Kind::kSet, "parallel.etp=1"},
                                           {config::Override::Kind::kSet, "parallel.sequence_parallel=true"},
-                                          {config::Override::Kind::kSet, "parallel.reduction=fast"}};
+                                          {config::Override::Kind::kSet, "parallel.reduction=fast"},
+                                          {config::Override::Kind::kSet, "train.device=cpu"},
+                                          {config::Override::Kind::kSet, "train.precision=fp32"}};
   // Micro-batches stay as they were in training: they decide what an evaluation covers, and where capacity drops.
   const auto trained = train::load_config(file, overrides, {1, train::Purpose::kInfo, false}).config;
   overrides.push_back({config::Override::Kind::kSet,

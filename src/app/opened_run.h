@@ -21,8 +21,8 @@ struct OpenedRun {
 };
 
 // Reads `<run>/config.resolved.yaml`, spreads the model over `world` (experts over as many ranks as divide them) and
-// loads the newest valid checkpoint. Collective. Throws UsageError when `run` is no run directory, NoCheckpointError
-// when it holds no checkpoint.
+// loads the newest valid checkpoint; on the CPU in fp32, wherever it was trained. Collective. Throws UsageError when
+// `run` is no run directory, NoCheckpointError when it holds no checkpoint.
 OpenedRun open_run(const std::filesystem::path& run, const comm::Group& world, Log& log);
 
 // The tokenizer of the configuration. Throws ConfigError when it names none.

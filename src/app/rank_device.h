@@ -7,15 +7,21 @@
 #include "comm/device_choice.h"
 #include "comm/world.h"
 #include "core/log.h"
+#include "model/transformer.h"
 #include "train/run_config.h"
 
 namespace conclave::app {
 
-// train.device for all ranks; says in the log what was taken and, for `auto` on the CPU, why. A GPU is in use
-// afterwards. Collective. Throws ConfigError when `cuda` is wanted and cannot be had.
+// train.device for all ranks; says in the log what was taken and, for `auto` on the CPU, why: no GPU, or a
+// configuration that a GPU cannot have yet. A GPU is in use afterwards. Collective. Throws ConfigError when `cuda` is
+// wanted and cannot be had.
 comm::DeviceChoice take_device(const train::RunConfig& config, const comm::World& world, Log& log);
 
+// Tries the kernels that a model of the device path will use and that not every size can have, and says in the log
+// which they are. Throws ConfigError where they refuse. Nothing to do on the host path.
+void try_device_path(const model::Transformer& model, const train::RunConfig& config, Log& log);
+
 // comm.backend with `auto` decided: what a GPU holds goes over NCCL.
-std::string backend_for(const train::RunConfig& config, const comm::DeviceChoice& device);
+std::string backend_for(const train::RunConfig& config, const comm::DeviceChoice& device, int ranks);
 
 }  // namespace conclave::app

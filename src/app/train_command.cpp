@@ -79,7 +79,7 @@ int64_t peak_bytes(const comm::Group& group) {
 int train_in(comm::World& world, const TrainOptions& options) {
   const auto loaded =
       train::load_config(options.config.file, options.config.overrides, {world.size(), train::Purpose::kTrain, true});
-  const train::RunConfig& config = loaded.config;
+  train::RunConfig config = loaded.config;
   const std::filesystem::path where =
       options.run.empty() ? std::filesystem::path("runs") / std::filesystem::path(options.config.file).stem()
                           : std::filesystem::path(options.run);
@@ -88,7 +88,8 @@ int train_in(comm::World& world, const TrainOptions& options) {
   at::set_num_threads(threads);
   require_canonical(config, threads);
   const auto device = take_device(config, world, *log);
-  const auto group = world.group(backend_for(config, device));
+  config.train.device = device.on_gpu ? "cuda" : "cpu";
+  const auto group = world.group(backend_for(config, device, world.size()));
   if (world.size() > 1) world.advance_by(config.comm.progress);
   const parallel::Mesh mesh(group, config.parallel);
   data::BatchLoader batches(loader_options(config, mesh));
@@ -108,6 +109,7 @@ int train_in(comm::World& world, const TrainOptions& options) {
 
   comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank(), world.activity(), world.roll_call());
   model::Transformer model(train::transformer_config(config), mesh);
+  try_device_path(model, config, *log);
   if (!model.dispatch_reason().empty()) log->info("dispatch {}", model.dispatch_reason());
   train::TrainStep step(config, mesh, model, failpoints);
   train::Trainer trainer({config, mesh, model, step, batches, validation ? &*validation : nullptr, store, environment,

@@ -36,6 +36,21 @@ void check_tensors(const char* kernel, std::initializer_list<Argument> arguments
   }
 }
 
+void check_beside(const char* kernel, const Tensor& beside, at::ScalarType dtype,
+                  std::initializer_list<Argument> arguments) {
+  for (const auto& [tensor, name] : arguments) {
+    if (!tensor.defined()) refuse(kernel, name, "is undefined");
+    if (!tensor.is_contiguous()) refuse(kernel, name, "is not contiguous");
+    if (tensor.device() != beside.device()) {
+      refuse(kernel, name, fmt::format("is on {}, the others on {}", tensor.device().str(), beside.device().str()));
+    }
+    if (tensor.scalar_type() != dtype) {
+      refuse(kernel, name,
+             fmt::format("is {}, expected {}", c10::toString(tensor.scalar_type()), c10::toString(dtype)));
+    }
+  }
+}
+
 void check_sizes(const char* kernel, const Argument& argument, std::initializer_list<int64_t> sizes) {
   if (argument.tensor.sizes() == at::IntArrayRef(sizes)) return;
   refuse(kernel, argument.name,

@@ -20,6 +20,10 @@ struct Argument {
 // Throws BugError unless every argument is a contiguous CPU tensor of one dtype, float or double.
 void check_tensors(const char* kernel, std::initializer_list<Argument> arguments);
 
+// Throws BugError unless every argument is a contiguous tensor of `dtype` on the device of `beside`.
+void check_beside(const char* kernel, const Tensor& beside, at::ScalarType dtype,
+                  std::initializer_list<Argument> arguments);
+
 // Throws BugError unless the tensor's sizes are `sizes`.
 void check_sizes(const char* kernel, const Argument& argument, std::initializer_list<int64_t> sizes);
 

@@ -4,8 +4,11 @@
 #include <algorithm>
 
 #include "kernels/arguments.h"
+#include "kernels/bf16.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 namespace {
@@ -50,6 +53,8 @@ void for_part_rows(const Tensor& logits_NV, const VocabularyPart& part, const Bo
 
 void cross_entropy_rows(Tensor& logits_NV, std::span<const int32_t> targets, std::span<const float> mask, bool gradient,
                         Tensor& loss_N) {
+  if (is_bf16(logits_NV))
+    return rounded(logits_NV, [&](Tensor& logits) { cross_entropy_rows(logits, targets, mask, gradient, loss_N); });
   const char* name = "cross_entropy_rows";
   check_tensors(name, {{logits_NV, "logits_NV"}, {loss_N, "loss_N"}});
   check_dimensions(name, {logits_NV, "logits_NV"}, 2);
@@ -115,6 +120,33 @@ void finish_cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bo
     };
     for_part_rows(logits_NV, part, body, [&](int64_t i) { loss[i] = 0; });
   });
+}
+
+void cross_entropy_rows(Tensor& logits_NV, const Tensor& targets_N, const Tensor& mask_N, bool gradient,
+                        Tensor& loss_N) {
+  if (on_device(logits_NV)) return cross_entropy_rows_on_device(logits_NV, targets_N, mask_N, gradient, loss_N);
+  cross_entropy_rows(logits_NV, elements<int32_t>(targets_N), elements<float>(mask_N), gradient, loss_N);
+}
+
+namespace {
+
+VocabularyPart on_host(const DeviceVocabularyPart& part) {
+  return {elements<int32_t>(part.targets_N), elements<float>(part.mask_N), part.first};
+}
+
+}  // namespace
+
+void cross_entropy_part(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient, Tensor& lse_N,
+                        Tensor& target_N) {
+  if (on_device(logits_NV)) return cross_entropy_part_on_device(logits_NV, part, gradient, lse_N, target_N);
+  rounded(logits_NV, [&](Tensor& logits) { cross_entropy_part(logits, on_host(part), gradient, lse_N, target_N); });
+}
+
+void finish_cross_entropy_part(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient,
+                               const Tensor& share_N, Tensor& loss_N) {
+  if (on_device(logits_NV)) return finish_cross_entropy_part_on_device(logits_NV, part, gradient, share_N, loss_N);
+  rounded(logits_NV,
+          [&](Tensor& logits) { finish_cross_entropy_part(logits, on_host(part), gradient, share_N, loss_N); });
 }
 
 }  // namespace conclave::kernels

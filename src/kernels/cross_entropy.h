@@ -16,6 +16,11 @@ namespace conclave::kernels {
 void cross_entropy_rows(Tensor& logits_NV, std::span<const int32_t> targets, std::span<const float> mask, bool gradient,
                         Tensor& loss_N);
 
+// The same with int32 targets and float masks on the device of the logits. The losses are float where the logits are
+// bf16.
+void cross_entropy_rows(Tensor& logits_NV, const Tensor& targets_N, const Tensor& mask_N, bool gradient,
+                        Tensor& loss_N);
+
 // A rank's columns of the vocabulary, and what is wanted of each row.
 struct VocabularyPart {
   std::span<const int32_t> targets;  // of the whole vocabulary
@@ -30,5 +35,16 @@ void cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bool grad
 // and logits[i] * share[i], share = exp(lse here - lse of all), less mask[i] at the target.
 void finish_cross_entropy_part(Tensor& logits_NV, const VocabularyPart& part, bool gradient, const Tensor& share_N,
                                Tensor& loss_N);
+
+// Both steps with int32 targets and float masks on the device of the logits. lse, target, share and loss are float
+// where the logits are bf16.
+struct DeviceVocabularyPart {
+  Tensor targets_N, mask_N;
+  int64_t first = 0;
+};
+void cross_entropy_part(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient, Tensor& lse_N,
+                        Tensor& target_N);
+void finish_cross_entropy_part(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient,
+                               const Tensor& share_N, Tensor& loss_N);
 
 }  // namespace conclave::kernels

@@ -2,8 +2,11 @@
 #include "kernels/embedding.h"
 
 #include "kernels/arguments.h"
+#include "kernels/bf16.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 #include "kernels/rows.h"
 
 namespace conclave::kernels {
@@ -13,6 +16,7 @@ void embedding(const Tensor& weight_VD, std::span<const int32_t> tokens, Tensor&
 }
 
 void embedding_backward(const Tensor& dy_TD, std::span<const int32_t> tokens, Tensor& dweight_VD) {
+  if (is_bf16(dy_TD)) return embedding_backward(wide(dy_TD), tokens, dweight_VD);
   const char* name = "embedding_backward";
   check_tensors(name, {{dy_TD, "dy_TD"}, {dweight_VD, "dweight_VD"}});
   check_dimensions(name, {dweight_VD, "dweight_VD"}, 2);
@@ -32,6 +36,16 @@ void embedding_backward(const Tensor& dy_TD, std::span<const int32_t> tokens, Te
       }
     });
   });
+}
+
+void embedding(const Tensor& weight_VD, const Tensor& tokens_T, Tensor& out_TD) {
+  if (on_device(weight_VD)) return gather_rows_on_device(weight_VD, tokens_T, out_TD);
+  embedding(weight_VD, elements<int32_t>(tokens_T), out_TD);
+}
+
+void embedding_backward(const Tensor& dy_TD, const Tensor& tokens_T, Tensor& dweight_VD) {
+  if (on_device(dy_TD)) return embedding_backward_on_device(dy_TD, tokens_T, dweight_VD);
+  embedding_backward(dy_TD, elements<int32_t>(tokens_T), dweight_VD);
 }
 
 }  // namespace conclave::kernels

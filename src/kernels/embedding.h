@@ -16,4 +16,8 @@ void embedding(const Tensor& weight_VD, std::span<const int32_t> tokens, Tensor&
 // dweight[tokens[t]] += dy[t], in token order whatever the number of threads.
 void embedding_backward(const Tensor& dy_TD, std::span<const int32_t> tokens, Tensor& dweight_VD);
 
+// The same with int32 tokens on the device of the table. dweight may be float where dy is bf16.
+void embedding(const Tensor& weight_VD, const Tensor& tokens_T, Tensor& out_TD);
+void embedding_backward(const Tensor& dy_TD, const Tensor& tokens_T, Tensor& dweight_VD);
+
 }  // namespace conclave::kernels

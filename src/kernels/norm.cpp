@@ -2,12 +2,17 @@
 #include "kernels/norm.h"
 
 #include "kernels/arguments.h"
+#include "kernels/bf16.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 
 void rms_norm(const Tensor& x_TD, const Tensor& weight_D, double eps, Tensor& y_TD, Tensor& rstd_T) {
+  if (on_device(x_TD)) return rms_norm_on_device(x_TD, weight_D, eps, y_TD, rstd_T);
+  if (is_bf16(x_TD)) return rounded(y_TD, [&](Tensor& y) { rms_norm(wide(x_TD), wide(weight_D), eps, y, rstd_T); });
   const char* name = "rms_norm";
   check_tensors(name, {{x_TD, "x_TD"}, {weight_D, "weight_D"}, {y_TD, "y_TD"}, {rstd_T, "rstd_T"}});
   check_dimensions(name, {x_TD, "x_TD"}, 2);
@@ -30,6 +35,10 @@ void rms_norm(const Tensor& x_TD, const Tensor& weight_D, double eps, Tensor& y_
 
 void rms_norm_backward_input(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& weight_D, const Tensor& rstd_T,
                              Tensor& dx_TD) {
+  if (on_device(x_TD)) return rms_norm_backward_input_on_device(dy_TD, x_TD, weight_D, rstd_T, dx_TD);
+  if (is_bf16(x_TD))
+    return rounded(dx_TD,
+                   [&](Tensor& dx) { rms_norm_backward_input(wide(dy_TD), wide(x_TD), wide(weight_D), rstd_T, dx); });
   const char* name = "rms_norm_backward_input";
   check_tensors(name, {{dy_TD, "dy_TD"}, {x_TD, "x_TD"}, {weight_D, "weight_D"}, {rstd_T, "rstd_T"}, {dx_TD, "dx_TD"}});
   check_dimensions(name, {x_TD, "x_TD"}, 2);
@@ -53,6 +62,8 @@ void rms_norm_backward_input(const Tensor& dy_TD, const Tensor& x_TD, const Tens
 }
 
 void rms_norm_backward_weight(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& rstd_T, Tensor& dweight_D) {
+  if (on_device(x_TD)) return rms_norm_backward_weight_on_device(dy_TD, x_TD, rstd_T, dweight_D);
+  if (is_bf16(x_TD)) return rms_norm_backward_weight(wide(dy_TD), wide(x_TD), rstd_T, dweight_D);
   const char* name = "rms_norm_backward_weight";
   check_tensors(name, {{dy_TD, "dy_TD"}, {x_TD, "x_TD"}, {rstd_T, "rstd_T"}, {dweight_D, "dweight_D"}});
   check_dimensions(name, {x_TD, "x_TD"}, 2);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// RMSNorm as in transformers: y = weight * x / sqrt(mean(x^2) + eps), per row. Float or double, contiguous, CPU.
+// RMSNorm as in transformers: y = weight * x / sqrt(mean(x^2) + eps), per row. Float, double or bf16, contiguous. rstd
+// and the gradient of the weight of bf16 rows are float.
 // A row's bits depend on nothing but that row, so batching and threads do not show.
 #pragma once
 

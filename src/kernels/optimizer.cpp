@@ -1,18 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/optimizer.h"
 
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "core/error.h"
 #include "core/tree_sum.h"
 #include "kernels/arguments.h"
+#include "kernels/cuda/optimizer.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 namespace {
 
 int64_t slices_of(const Tensor& x) { return (x.numel() + kNormSlice - 1) / kNormSlice; }
+
+// Fits the cache of one multiprocessor and is far more than a block's threads.
+constexpr int64_t kAdamWBlock = 16384;
+
+AdamWFactors factors_of(const AdamWStep& step) {
+  check(step.step >= 1, "adamw: steps count from 1");
+  const double correction1 = 1 - std::pow(step.beta1, static_cast<double>(step.step));
+  const double correction2 = 1 - std::pow(step.beta2, static_cast<double>(step.step));
+  return {1 - step.lr * step.weight_decay, 1 - step.beta1,         step.beta2, 1 - step.beta2,
+          step.lr / correction1,           std::sqrt(correction2), step.eps,   step.grad_scale};
+}
 
 }  // namespace
 
@@ -23,11 +41,7 @@ void adamw(Tensor& parameter, Tensor& m, Tensor& v, const Tensor& gradient, cons
   check_count(name, "m", m.numel(), n);
   check_count(name, "v", v.numel(), n);
   check_count(name, "gradient", gradient.numel(), n);
-  check(step.step >= 1, "adamw: steps count from 1");
-  const double correction1 = 1 - std::pow(step.beta1, static_cast<double>(step.step));
-  const double correction2 = 1 - std::pow(step.beta2, static_cast<double>(step.step));
-  const AdamWFactors factors{1 - step.lr * step.weight_decay, 1 - step.beta1,         step.beta2, 1 - step.beta2,
-                             step.lr / correction1,           std::sqrt(correction2), step.eps,   step.grad_scale};
+  const AdamWFactors factors = factors_of(step);
   with_type(parameter, [&](auto zero) {
     using T = decltype(zero);
     T* p = parameter.mutable_data_ptr<T>();
@@ -38,6 +52,60 @@ void adamw(Tensor& parameter, Tensor& m, Tensor& v, const Tensor& gradient, cons
       loops<T>().adamw(p + begin, first + begin, second + begin, g + begin, factors, end - begin);
     });
   });
+}
+
+Tensor adamw_blocks(std::span<const AdamWRange> ranges, const Tensor& parameters) {
+  std::vector<cuda::AdamWBlock> blocks;
+  for (const AdamWRange& range : ranges) {
+    for (int64_t i = 0; i < range.count; i += kAdamWBlock) {
+      const auto count = static_cast<int32_t>(std::min(kAdamWBlock, range.count - i));
+      blocks.push_back({range.begin + i, range.at + i, count, range.decays ? 1 : 0});
+    }
+  }
+  constexpr int64_t kBytes = sizeof(cuda::AdamWBlock);
+  Tensor table = at::empty({static_cast<int64_t>(blocks.size()), kBytes}, at::kByte);
+  if (!blocks.empty()) std::memcpy(table.mutable_data_ptr(), blocks.data(), blocks.size() * kBytes);
+  return table.to(parameters.device());
+}
+
+namespace {
+
+void check_buffers(const AdamWBuffers& buffers, const Tensor& blocks) {
+  const char* name = "adamw";
+  const auto& [parameters, m, v, gradients, copy, factor_1] = buffers;
+  check_beside(name, parameters, at::kFloat,
+               {{parameters, "parameters"}, {m, "m"}, {v, "v"}, {gradients, "gradients"}});
+  check_count(name, "v", v.numel(), m.numel());
+  check_count(name, "gradients", gradients.numel(), m.numel());
+  check_beside(name, parameters, at::kByte, {{blocks, "blocks"}});
+  check_sizes(name, {blocks, "blocks"}, {blocks.size(0), static_cast<int64_t>(sizeof(cuda::AdamWBlock))});
+  if (copy.defined()) {
+    check_beside(name, parameters, at::kBFloat16, {{copy, "copy"}});
+    check_count(name, "copy", copy.numel(), parameters.numel());
+  }
+  if (factor_1.defined()) {
+    check_beside(name, parameters, at::kDouble, {{factor_1, "factor_1"}});
+    check_count(name, "factor_1", factor_1.numel(), 1);
+  }
+}
+
+}  // namespace
+
+void adamw(const AdamWBuffers& buffers, const Tensor& blocks, const AdamWStep& step) {
+  check_buffers(buffers, blocks);
+  const auto& [parameters, m, v, gradients, copy, factor_1] = buffers;
+  if (on_device(parameters)) return adamw_on_device(buffers, blocks, factors_of(step));
+  AdamWStep scaled = step;
+  if (factor_1.defined()) scaled.grad_scale *= factor_1.const_data_ptr<double>()[0];
+  AdamWStep undecayed = scaled;
+  undecayed.weight_decay = 0;
+  const auto* table = static_cast<const cuda::AdamWBlock*>(blocks.const_data_ptr());
+  for (int64_t b = 0; b < blocks.size(0); ++b) {
+    const auto own = [&](const Tensor& flat) { return flat.narrow(0, table[b].at, table[b].count); };
+    Tensor p = parameters.narrow(0, table[b].begin, table[b].count), first = own(m), second = own(v);
+    adamw(p, first, second, own(gradients), table[b].decays != 0 ? scaled : undecayed);
+    if (copy.defined()) copy.narrow(0, table[b].begin, table[b].count).copy_(p);
+  }
 }
 
 std::vector<double> slice_sums_of_squares(const Tensor& x) {
@@ -56,7 +124,22 @@ std::vector<double> slice_sums_of_squares(const Tensor& x) {
   return sums;
 }
 
+Tensor device_slice_sums_of_squares(const Tensor& x) {
+  if (on_device(x)) return slice_sums_of_squares_on_device(x);
+  const std::vector<double> sums = slice_sums_of_squares(x);
+  Tensor result = at::empty({std::ssize(sums)}, x.options().dtype(at::kDouble));
+  std::copy(sums.begin(), sums.end(), elements<double>(result).begin());
+  return result;
+}
+
 double sum_of_squares(const Tensor& x) { return tree_sum(std::span<const double>(slice_sums_of_squares(x))); }
+
+Tensor device_sum_of_squares_1(const Tensor& x) {
+  if (on_device(x)) return sum_of_squares_on_device(x);
+  Tensor total_1 = at::empty({1}, x.options().dtype(at::kDouble));
+  *total_1.mutable_data_ptr<double>() = sum_of_squares(x);
+  return total_1;
+}
 
 int64_t first_non_finite(const Tensor& x) {
   check_tensors("first_non_finite", {{x, "x"}});
@@ -80,7 +163,15 @@ int64_t first_non_finite(const Tensor& x) {
   return -1;
 }
 
+Tensor device_first_non_finite_1(const Tensor& x) {
+  if (on_device(x)) return first_non_finite_on_device(x);
+  Tensor index_1 = at::empty({1}, x.options().dtype(at::kLong));
+  *index_1.mutable_data_ptr<int64_t>() = first_non_finite(x);
+  return index_1;
+}
+
 void fill_normal(Tensor& x, const Random& random, uint64_t first_element, double std) {
+  if (on_device(x)) return fill_normal_on_device(x, random, first_element, std);
   check_tensors("fill_normal", {{x, "x"}});
   with_type(x, [&](auto zero) {
     using T = decltype(zero);

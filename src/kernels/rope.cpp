@@ -7,8 +7,11 @@
 
 #include "core/error.h"
 #include "kernels/arguments.h"
+#include "kernels/bf16.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 
@@ -33,6 +36,7 @@ RopeTable rope_table(int64_t positions, int64_t head_dim, double theta, at::Scal
 }
 
 void rope(Tensor& x_TND, std::span<const int32_t> position_ids, const RopeTable& table, bool inverse) {
+  if (is_bf16(x_TND)) return rounded(x_TND, [&](Tensor& x) { rope(x, position_ids, table, inverse); });
   const char* name = "rope";
   check_tensors(name, {{x_TND, "x_TND"}, {table.cos_PH, "cos_PH"}, {table.sin_PH, "sin_PH"}});
   check_dimensions(name, {x_TND, "x_TND"}, 3);
@@ -57,6 +61,11 @@ void rope(Tensor& x_TND, std::span<const int32_t> position_ids, const RopeTable&
       }
     });
   });
+}
+
+void rope(Tensor& x_TND, const Tensor& position_ids_T, const RopeTable& table, bool inverse) {
+  if (on_device(x_TND)) return rope_on_device(x_TND, position_ids_T, table, inverse);
+  rope(x_TND, elements<int32_t>(position_ids_T), table, inverse);
 }
 
 }  // namespace conclave::kernels

@@ -24,4 +24,7 @@ RopeTable rope_table(int64_t positions, int64_t head_dim, double theta, at::Scal
 // is the gradient. Row t is token t, with position_ids[t] below the table's number of positions.
 void rope(Tensor& x_TND, std::span<const int32_t> position_ids, const RopeTable& table, bool inverse);
 
+// The same with int32 positions on the device of x. The table is float where x is bf16.
+void rope(Tensor& x_TND, const Tensor& position_ids_T, const RopeTable& table, bool inverse);
+
 }  // namespace conclave::kernels

@@ -6,12 +6,16 @@
 
 #include "core/error.h"
 #include "kernels/arguments.h"
+#include "kernels/bf16.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 
 void gather_rows(const Tensor& src_TD, std::span<const int32_t> rows, Tensor& dst_ND) {
+  if (is_bf16(src_TD)) return rounded(dst_ND, [&](Tensor& dst) { gather_rows(wide(src_TD), rows, dst); });
   const char* name = "gather_rows";
   check_tensors(name, {{src_TD, "src_TD"}, {dst_ND, "dst_ND"}});
   check_dimensions(name, {src_TD, "src_TD"}, 2);
@@ -32,6 +36,11 @@ void gather_rows(const Tensor& src_TD, std::span<const int32_t> rows, Tensor& ds
       }
     });
   });
+}
+
+void gather_rows(const Tensor& src_TD, const Tensor& rows_N, Tensor& dst_ND) {
+  if (on_device(src_TD)) return gather_rows_on_device(src_TD, rows_N, dst_ND);
+  gather_rows(src_TD, elements<int32_t>(rows_N), dst_ND);
 }
 
 namespace {
@@ -72,6 +81,8 @@ void sum_token_rows(std::span<const int32_t> offsets, const Row& row, bool accum
 
 void sum_rows(const Tensor& src_ND, std::span<const int32_t> token_offsets, std::span<const int32_t> token_rows,
               bool accumulate, Tensor& y_TD) {
+  if (is_bf16(src_ND))
+    return rounded(y_TD, [&](Tensor& y) { sum_rows(wide(src_ND), token_offsets, token_rows, accumulate, y); });
   const char* name = "sum_rows";
   check_tensors(name, {{src_ND, "src_ND"}, {y_TD, "y_TD"}});
   check_dimensions(name, {src_ND, "src_ND"}, 2);
@@ -119,6 +130,8 @@ void sum_placed_rows(std::span<const Tensor> sources, std::span<const int32_t> t
 }
 
 void add_bias(Tensor& y_TO, const Tensor& bias_O) {
+  if (on_device(y_TO)) return add_bias_on_device(y_TO, bias_O);
+  if (is_bf16(y_TO)) return rounded(y_TO, [&](Tensor& y) { add_bias(y, wide(bias_O)); });
   const char* name = "add_bias";
   check_tensors(name, {{y_TO, "y_TO"}, {bias_O, "bias_O"}});
   check_dimensions(name, {y_TO, "y_TO"}, 2);
@@ -135,6 +148,8 @@ void add_bias(Tensor& y_TO, const Tensor& bias_O) {
 }
 
 void sum_columns(const Tensor& dy_TO, Tensor& dbias_O) {
+  if (on_device(dy_TO)) return sum_columns_on_device(dy_TO, dbias_O);
+  if (is_bf16(dy_TO)) return sum_columns(wide(dy_TO), dbias_O);
   const char* name = "sum_columns";
   check_tensors(name, {{dy_TO, "dy_TO"}, {dbias_O, "dbias_O"}});
   check_dimensions(name, {dy_TO, "dy_TO"}, 2);
@@ -157,6 +172,8 @@ void sum_columns(const Tensor& dy_TO, Tensor& dbias_O) {
 }
 
 void add(Tensor& y, const Tensor& x) {
+  if (on_device(y)) return add_on_device(y, x);
+  if (is_bf16(x)) return rounded(y, [&](Tensor& sum) { add(sum, wide(x)); });
   check_tensors("add", {{y, "y"}, {x, "x"}});
   check_count("add", "x", x.numel(), y.numel());
   with_type(y, [&](auto zero) {

@@ -12,6 +12,8 @@ namespace conclave::kernels {
 
 // dst[i] = src[rows[i]], or zeros where rows[i] < 0 (padding).
 void gather_rows(const Tensor& src_TD, std::span<const int32_t> rows, Tensor& dst_ND);
+// The same with int32 indices on the rows' device; those of a device that are out of range are not noticed.
+void gather_rows(const Tensor& src_TD, const Tensor& rows_N, Tensor& dst_ND);
 
 // y[t] = src[r0] + src[r1] + ... for the rows r in token_rows[token_offsets[t] ... token_offsets[t + 1]), in that
 // order; zeros where there are none. With `accumulate` the rows are added to what y[t] holds. token_offsets has T + 1

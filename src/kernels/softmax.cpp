@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/softmax.h"
 
+#include <ATen/ops/sigmoid.h>
+
 #include "core/error.h"
 #include "kernels/arguments.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 namespace {
@@ -34,6 +38,7 @@ void top_k(const T* score, int64_t columns, int64_t k, int32_t* ids) {
 }  // namespace
 
 void softmax_rows(const Tensor& logits_TE, Tensor& probs_TE, Tensor& lse_T) {
+  if (on_device(logits_TE)) return softmax_rows_on_device(logits_TE, probs_TE, lse_T);
   const char* name = "softmax_rows";
   check_tensors(name, {{logits_TE, "logits_TE"}, {probs_TE, "probs_TE"}, {lse_T, "lse_T"}});
   check_dimensions(name, {logits_TE, "logits_TE"}, 2);
@@ -52,6 +57,10 @@ void softmax_rows(const Tensor& logits_TE, Tensor& probs_TE, Tensor& lse_T) {
 }
 
 void sigmoid_rows(const Tensor& logits_TE, Tensor& scores_TE) {
+  if (on_device(logits_TE)) {
+    at::sigmoid_out(scores_TE, logits_TE);
+    return;
+  }
   const char* name = "sigmoid_rows";
   check_tensors(name, {{logits_TE, "logits_TE"}, {scores_TE, "scores_TE"}});
   check_dimensions(name, {logits_TE, "logits_TE"}, 2);

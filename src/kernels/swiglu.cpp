@@ -3,8 +3,11 @@
 
 #include "core/error.h"
 #include "kernels/arguments.h"
+#include "kernels/bf16.h"
 #include "kernels/loops.h"
+#include "kernels/on_device.h"
 #include "kernels/parallel.h"
+#include "kernels/placement.h"
 
 namespace conclave::kernels {
 namespace {
@@ -23,6 +26,8 @@ void check_pre_activations(const char* name, const Tensor& h_N2F, const Tensor& 
 }  // namespace
 
 void swiglu(const Tensor& h_N2F, const Tensor& scale_N, Tensor& out_NF) {
+  if (on_device(h_N2F)) return swiglu_on_device(h_N2F, scale_N, out_NF);
+  if (is_bf16(h_N2F)) return rounded(out_NF, [&](Tensor& out) { swiglu(wide(h_N2F), scale_N, out); });
   const char* name = "swiglu";
   check_tensors(name, {{h_N2F, "h_N2F"}, {out_NF, "out_NF"}});
   check_pre_activations(name, h_N2F, scale_N);
@@ -43,6 +48,14 @@ void swiglu(const Tensor& h_N2F, const Tensor& scale_N, Tensor& out_NF) {
 }
 
 void swiglu_backward(const Tensor& dout_NF, const Tensor& h_N2F, const Tensor& scale_N, SwigluGradients& gradients) {
+  if (on_device(h_N2F)) return swiglu_backward_on_device(dout_NF, h_N2F, scale_N, gradients);
+  if (is_bf16(h_N2F)) {
+    SwigluGradients exact{wide(gradients.dh_N2F), gradients.dscale_N, wide(gradients.out_NF)};
+    swiglu_backward(wide(dout_NF), wide(h_N2F), scale_N, exact);
+    gradients.dh_N2F.copy_(exact.dh_N2F);
+    gradients.out_NF.copy_(exact.out_NF);
+    return;
+  }
   const char* name = "swiglu_backward";
   auto& [dh_N2F, dscale_N, out_NF] = gradients;
   check_tensors(name, {{dout_NF, "dout_NF"}, {h_N2F, "h_N2F"}, {dh_N2F, "dh_N2F"}, {out_NF, "out_NF"}});

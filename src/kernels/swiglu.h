@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // SwiGLU with the routing weight folded in: out = scale * silu(gate) * up, per row (Shazeer 2020). Float or double.
-// h holds gate in columns 0 ... F-1 and up in F ... 2F-1: one product makes both. Nothing is allocated.
+// h holds gate in columns 0 ... F-1 and up in F ... 2F-1: one product makes both. Scales of bf16 rows are float.
 #pragma once
 
 #include "core/tensor.h"

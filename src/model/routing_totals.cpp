@@ -35,9 +35,12 @@ RoutingTotals::RoutingTotals(const Transformer& model) {
 
 void RoutingTotals::add(const Transformer& model, nn::Frame& frame) {
   std::vector<const moe::Decision*> decisions;
-  const moe::LossView view = model.loss_view(frame, decisions);
+  add(model, model.loss_view(frame, decisions));
+}
+
+void RoutingTotals::add(const Transformer& model, const moe::LossView& view) {
   for (size_t l = 0; l < layers_.size(); ++l) {
-    const auto& s = decisions[l]->statistics;
+    const auto& s = view.layers[l]->statistics;
     auto& totals = layers_[l];
     for (int64_t b = 0; b < s.sequences; ++b)
       for (int64_t e = 0; e < s.experts; ++e) totals.chosen_E[e] += s.chosen_BE[b * s.experts + e];

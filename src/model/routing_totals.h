@@ -14,7 +14,9 @@ namespace conclave::model {
 class RoutingTotals {
  public:
   explicit RoutingTotals(const Transformer& model);
+  // Of a micro-batch whose forward has run on the host path; or of decisions of which the statistics are known.
   void add(const Transformer& model, nn::Frame& frame);
+  void add(const Transformer& model, const moe::LossView& view);
   // Sums over the data-parallel group; collective. Integers are exact; doubles are added over all micro-batches in one
   // tree, so that dp does not change a bit of them. Every rank has added equally many.
   void reduce(const comm::Group& dp);

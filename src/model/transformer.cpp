@@ -20,12 +20,22 @@ Transformer::Transformer(const TransformerConfig& config, const parallel::Mesh& 
   }
   balancer_.declare(experts, state_);
   make_dispatcher(config, needs);
+  device_ = config.device;
+  if (device_) device_state_ = std::make_unique<moe::DeviceState>(state_, device_->device);
   TransformerBuilder(*this, config).build();
   // Whoever evaluates reads the last hidden states and the decisions of the routers when forward has run.
   auto kept = decisions_;
   kept.push_back(hidden_);
   stage_memory_ = plan_memory(stages_, config.memory.recompute, kept);
   parameters_.allocate(config.dtype, config.seed);
+  if (device_) parameters_.place(device_->device, device_->compute);
+  refresh();
+}
+
+void Transformer::refresh() {
+  if (!device_) return;
+  parameters_.refresh();
+  device_state_->refresh();
 }
 
 void Transformer::make_dispatcher(const TransformerConfig& config, moe::DispatchNeeds needs) {
@@ -45,6 +55,10 @@ const moe::Decision& Transformer::decision(nn::Frame& frame, int moe_layer) cons
   return frame.object_as<moe::Decision>(decisions_[moe_layer]);
 }
 
+const moe::DeviceDecision& Transformer::device_decision(nn::Frame& frame, int moe_layer) const {
+  return frame.object_as<moe::DeviceDecision>(decisions_[moe_layer]);
+}
+
 moe::LossView Transformer::loss_view(nn::Frame& frame, std::vector<const moe::Decision*>& storage) const {
   storage.clear();
   for (size_t l = 0; l < decisions_.size(); ++l) storage.push_back(&decision(frame, static_cast<int>(l)));
@@ -55,6 +69,8 @@ nn::Frame Transformer::frame(const Batch& batch, nn::Gradients* gradients, int64
   nn::Frame frame(batch, slots_.count(), static_cast<int>(stages_.size()), gradients);
   frame.set_step(step);
   frame.set_link(mesh_.ep());
+  if (device_)
+    frame.set_device({nn::copy_batch(batch, device_->device, shape_.vocab, shape_.max_seq_len), reads_.get()});
   return frame;
 }
 

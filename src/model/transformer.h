@@ -11,6 +11,7 @@
 #include "model/stage_memory.h"
 #include "moe/balancer.h"
 #include "moe/choices.h"
+#include "moe/device_route.h"
 #include "moe/dispatcher.h"
 #include "moe/dispatcher_choice.h"
 #include "moe/route_stage.h"
@@ -18,6 +19,13 @@
 #include "parallel/mesh.h"
 
 namespace conclave::model {
+
+// Takes the device path: stages that work on tensors alone, which neither wait for the device nor look at its numbers.
+// On the CPU it computes the same, for tests, and bf16.
+struct DevicePath {
+  at::Device device = at::kCPU;
+  at::ScalarType compute = at::kFloat;  // of activations and of the weights they meet; masters keep `dtype`
+};
 
 struct TransformerConfig {
   ModelConfig model;
@@ -29,6 +37,7 @@ struct TransformerConfig {
   uint64_t seed = 1;
   bool bitwise_dispatch = false;  // `moe.dispatch.type: auto` keeps the order of sums
   at::ScalarType dtype = at::kFloat;
+  std::optional<DevicePath> device = {};  // none: the host path
   // For those who check a model from outside (verify/): who sees every expert choice of training and outlives the
   // model, and what makes the dispatcher.
   moe::ChoiceObserver* choices = nullptr;
@@ -55,11 +64,19 @@ class Transformer {
   const std::vector<int>& moe_layers() const { return moe_layers_; }
   moe::ModelState& state() { return state_; }
   const moe::ModelState& state() const { return state_; }
-  const moe::Router& router(int moe_layer) const { return routes_[moe_layer]->router(); }
+  const moe::Router& router(int moe_layer) const { return *routers_[moe_layer]; }
+  // Null on the host path.
+  const DevicePath* device_path() const { return device_ ? &*device_ : nullptr; }
+  // What the host has changed since, for stages of the device path: before a step or an evaluation. Nothing to do on
+  // the host path.
+  void refresh();
+  // Of the device path: every look from the host goes through it.
+  kernels::HostReads& reads() const { return *reads_; }
   // Why `moe.dispatch.type: auto` became what it is, one line; empty where it did not choose.
   const std::string& dispatch_reason() const { return dispatch_reason_; }
   const moe::Balancer& balancer() const { return balancer_; }
-  const moe::Decision& decision(nn::Frame& frame, int moe_layer) const;
+  const moe::Decision& decision(nn::Frame& frame, int moe_layer) const;               // host path
+  const moe::DeviceDecision& device_decision(nn::Frame& frame, int moe_layer) const;  // device path
   // All decisions of a frame, as losses see them; `storage` keeps what the view points to.
   moe::LossView loss_view(nn::Frame& frame, std::vector<const moe::Decision*>& storage) const;
 
@@ -85,7 +102,10 @@ class Transformer {
   std::vector<std::unique_ptr<nn::Stage>> stages_;
   std::vector<StageMemory> stage_memory_;
   std::vector<int> moe_layers_;
-  std::vector<const moe::RouteStage*> routes_;  // of the MoE layers, among the stages
+  std::vector<const moe::Router*> routers_;  // of the MoE layers, in their stages
+  std::optional<DevicePath> device_;
+  std::unique_ptr<kernels::HostReads> reads_ = std::make_unique<kernels::HostReads>();
+  std::unique_ptr<moe::DeviceState> device_state_;  // null on the host path
   std::vector<nn::Slot> decisions_;
   nn::ParameterId head_ = 0;
   nn::Slot hidden_ = 0;

@@ -6,8 +6,6 @@
 #include <cmath>
 
 #include "core/error.h"
-#include "moe/chunk_stages.h"
-#include "moe/dispatch_stages.h"
 #include "nn/embedding.h"
 #include "nn/loss.h"
 #include "nn/residual.h"
@@ -64,14 +62,6 @@ nn::Norm TransformerBuilder::norm(const std::string& name) {
 
 nn::StageSite TransformerBuilder::site(std::string name) const {
   return {std::move(name), static_cast<int>(m_.stages_.size())};
-}
-
-template <typename S, typename... Args>
-S& TransformerBuilder::stage(const std::string& name, Args&&... args) {
-  auto made = std::make_unique<S>(site(name), std::forward<Args>(args)...);
-  S& reference = *made;
-  m_.stages_.push_back(std::move(made));
-  return reference;
 }
 
 Slot TransformerBuilder::exchange(const std::string& name, nn::TokenMoves moves, Slot input) {
@@ -228,106 +218,6 @@ Slot TransformerBuilder::feed_forward_block(const Name& name, const LayerShape& 
     branches.insert(branches.begin(), all_here ? exchange(name("moe.join"), nn::kJoinTokens, routed) : routed);
     return branches;
   });
-}
-
-std::vector<moe::ExpertWeights> TransformerBuilder::expert_weights(const Name& name, const LayerShape& layer) {
-  const comm::Group& ep = m_.mesh_.ep();
-  const int64_t D = shape_.hidden, F = layer.expert_width, ranks = ep.size();
-  check(layer.num_experts % ranks == 0, "experts must divide over parallel.ep");
-  const int64_t local = layer.num_experts / ranks, first = local * ep.rank();
-  std::vector<moe::ExpertWeights> weights(local);
-  const auto part = [&](int64_t e, const char* which, std::vector<int64_t> shape, Spread spread) {
-    return tensor(name(fmt::format("moe.experts.{}.{}.weight", first + e, which)), std::move(shape), spread, true);
-  };
-  for (int64_t e = 0; e < local; ++e) {
-    weights[e].gate_up_2FD =
-        fused({part(e, "gate", {F, D}, Spread::kRows), part(e, "up", {F, D}, Spread::kRows)}, std_, true);
-  }
-  for (int64_t e = 0; e < local; ++e)
-    weights[e].down_DF = fused({part(e, "down", {D, F}, Spread::kColumns)}, residual_std_, true);
-  return weights;
-}
-
-void TransformerBuilder::route(const Name& name, const LayerShape& layer, moe::RouteSlots slots) {
-  slots.layer = static_cast<int>(m_.routes_.size());
-  moe::RouteConfig config{.moe = config_.moe,
-                          .shape = {.experts = layer.num_experts,
-                                    .top_k = layer.top_k,
-                                    .vocab = shape_.vocab,
-                                    .seed = config_.seed,
-                                    .layer = slots.layer},
-                          .observer = config_.choices,
-                          .tp = tp_};
-  const auto router = moe::Router::make(config_.moe.router, config.shape);
-  for (const auto& block : router->blocks(config.shape)) {
-    const auto weight = tensor(name("moe." + block.name + ".weight"), {block.columns, shape_.hidden}, Spread::kWhole);
-    config.blocks.push_back(matrix(weight, block.init_std.value_or(std_), ParameterKind::kRouter));
-  }
-  router->declare(config.shape, m_.state_.layers[slots.layer]);
-  auto& made = stage<moe::RouteStage>(name("moe.route"), m_.parameters_, config, m_.state_);
-  made.connect(std::move(slots));
-  m_.routes_.push_back(&made);
-}
-
-Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, Slot input) {
-  const auto slot = [&](const char* what) { return m_.slots_.add(name(std::string("moe.") + what)); };
-  const Slot decision = m_.decisions_[m_.routes_.size()];
-  const moe::ExchangeSlots slots{.input = input,
-                                 .weights = slot("weights"),
-                                 .decision = decision,
-                                 .plan = slot("plan"),
-                                 .rows = slot("rows"),
-                                 .gates = slot("gates"),
-                                 .results = slot("results"),
-                                 .output = slot("output")};
-  route(name, layer, {.input = input, .weights = slots.weights, .decision = decision, .all_decisions = m_.decisions_});
-  const moe::Experts experts(m_.parameters_, expert_weights(name, layer));
-  if (config_.chunks > 1) {
-    chunked_exchange(name, experts, slots);
-    return slots.output;
-  }
-  stage<moe::Dispatch>(name("moe.dispatch"), *m_.dispatcher_, slots, resends());
-  stage<moe::ExpertStage>(name("moe.experts"), experts, slots);
-  stage<moe::Combine>(name("moe.combine"), *m_.dispatcher_, slots);
-  return slots.output;
-}
-
-bool TransformerBuilder::resends() const {
-  return m_.mesh_.ep().size() * m_.mesh_.etp().size() == 1 ||
-         config_.moe.dispatch.backward_rows == moe::BackwardRows::kResend;
-}
-
-// Every chunk's dispatch stands before the first one's experts: all of them may be under way at a time.
-void TransformerBuilder::chunked_exchange(const Name& name, const moe::Experts& experts,
-                                          const moe::ExchangeSlots& whole) {
-  std::vector<moe::ExchangeSlots> chunks;
-  moe::CutTokens::Slots cut{
-      .input = whole.input, .weights = whole.weights, .decision = whole.decision, .pairs = whole.plan};
-  std::vector<Slot> outputs;
-  for (int64_t c = 0; c < config_.chunks; ++c) {
-    const auto slot = [&](const char* what) { return m_.slots_.add(name(fmt::format("moe.{}.{}", what, c))); };
-    chunks.push_back({.input = slot("input"),
-                      .weights = slot("weights"),
-                      .decision = slot("decision"),
-                      .plan = slot("plan"),
-                      .rows = slot("rows"),
-                      .gates = slot("gates"),
-                      .results = slot("results"),
-                      .output = slot("output")});
-    cut.chunks.push_back({chunks.back().input, chunks.back().weights, chunks.back().decision});
-    outputs.push_back(chunks.back().output);
-  }
-  const auto chunk_name = [&](const char* what, size_t c) { return name(fmt::format("moe.{}.{}", what, c)); };
-  stage<moe::CutTokens>(name("moe.cut"), cut);
-  for (size_t c = 0; c < chunks.size(); ++c)
-    stage<moe::Dispatch>(chunk_name("dispatch", c), *m_.dispatcher_, chunks[c], resends());
-  for (size_t c = 0; c < chunks.size(); ++c) {
-    // Backward begins with the last one.
-    const bool adds = c + 1 < chunks.size();
-    stage<moe::ExpertStage>(chunk_name("experts", c), experts, chunks[c], adds);
-    stage<moe::Combine>(chunk_name("combine", c), *m_.dispatcher_, chunks[c]);
-  }
-  stage<moe::JoinTokens>(name("moe.join"), outputs, whole.output);
 }
 
 }  // namespace conclave::model

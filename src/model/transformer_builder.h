@@ -48,6 +48,7 @@ class TransformerBuilder {
   nn::FeedForwardWeights ffn_weights(const std::string& prefix, int64_t width);
   void route(const Name& name, const LayerShape& layer, moe::RouteSlots slots);
   nn::Slot moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
+  nn::Slot device_moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
   void chunked_exchange(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& whole);
   bool resends() const;
   std::vector<moe::ExpertWeights> expert_weights(const Name& name, const LayerShape& layer);
@@ -59,5 +60,13 @@ class TransformerBuilder {
   bool share_tokens_;  // outside tensor-parallel regions: sequence parallelism
   double std_, residual_std_;
 };
+
+template <typename S, typename... Args>
+S& TransformerBuilder::stage(const std::string& name, Args&&... args) {
+  auto made = std::make_unique<S>(site(name), std::forward<Args>(args)...);
+  S& reference = *made;
+  m_.stages_.push_back(std::move(made));
+  return reference;
+}
 
 }  // namespace conclave::model

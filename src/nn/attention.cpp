@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nn/attention.h"
 
-#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
-#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
 
 #include <limits>
 
+#include "kernels/bf16.h"
 #include "kernels/rows.h"
 #include "nn/linear.h"
 
@@ -25,6 +27,15 @@ Tensor segment_mask(const Batch& batch, const Tensor& like) {
       for (int64_t j = 0; j <= i; ++j)
         if (batch.segment_ids[b * S + i] == batch.segment_ids[b * S + j]) out[(b * S + i) * S + j] = 0;
   return mask.to(like.scalar_type());
+}
+
+// The same from segments that lie on a device.
+Tensor segment_mask(const Tensor& segments_BS, const Tensor& like) {
+  const int64_t B = segments_BS.size(0), S = segments_BS.size(1);
+  const Tensor past = at::ones({S, S}, segments_BS.options().dtype(at::kBool)).tril();
+  const Tensor sees = segments_BS.unsqueeze(2).eq(segments_BS.unsqueeze(1)).logical_and(past);
+  return at::zeros({B, 1, S, S}, like.options())
+      .masked_fill_(sees.logical_not().unsqueeze(1), -std::numeric_limits<double>::infinity());
 }
 
 }  // namespace
@@ -66,13 +77,26 @@ Tensor Attention::tokens_first(const Tensor& dx_BNSH, int64_t repeat) const {
   return summed.contiguous().view({-1, summed.size(2), summed.size(3)});
 }
 
+void Attention::rotate(Tensor& x_TNH, const Frame& frame, bool inverse) {
+  if (!rope_.cos_PH.defined()) {
+    rope_ = kernels::rope_table(config_.max_positions, config_.head_dim, config_.rope_theta, kernels::wide_type(x_TNH));
+    for (Tensor* part : {&rope_.cos_PH, &rope_.sin_PH}) *part = part->to(x_TNH.device());
+  }
+  if (frame.device() != nullptr) {
+    kernels::rope(x_TNH, frame.device()->batch.positions_T, rope_, inverse);
+  } else {
+    kernels::rope(x_TNH, frame.batch().position_ids, rope_, inverse);
+  }
+}
+
+AttentionKernel Attention::kernel(const Tensor& x) const {
+  return attention_kernel(x.device(), x.scalar_type(), config_.document_mask);
+}
+
 void Attention::forward(Frame& frame) {
   const Batch& batch = frame.batch();
   const Tensor& x = frame.value(wire_.input);
   auto& saved = frame.saved<Saved>(index());
-  if (!rope_.cos_PH.defined()) {
-    rope_ = kernels::rope_table(config_.max_positions, config_.head_dim, config_.rope_theta, x.scalar_type());
-  }
   Tensor qkv = linear_forward(x, parameters_.value(weights_.qkv));
   frame.poll();
   if (weights_.qkv_bias) kernels::add_bias(qkv, parameters_.value(*weights_.qkv_bias));
@@ -84,17 +108,18 @@ void Attention::forward(Frame& frame) {
   const int64_t N = config_.heads, M = config_.kv_heads;
   Tensor q = normed(part(0, N), weights_.q_norm, saved.q_norm);
   Tensor k = normed(part(N, M), weights_.k_norm, saved.k_norm);
-  kernels::rope(q, batch.position_ids, rope_, false);
-  kernels::rope(k, batch.position_ids, rope_, false);
-  saved.q_BNSH = heads_first(q, batch, 1);
-  saved.k_BNSH = heads_first(k, batch, N / M);
-  saved.v_BNSH = heads_first(part(N + M, M), batch, N / M);
-  if (config_.document_mask) saved.mask = segment_mask(batch, q);
-  const auto mask = config_.document_mask ? std::optional<Tensor>(saved.mask) : std::nullopt;
-  std::tie(saved.out_BNSH, saved.lse) = at::_scaled_dot_product_flash_attention_for_cpu(
-      saved.q_BNSH, saved.k_BNSH, saved.v_BNSH, 0.0, !config_.document_mask, mask);
+  rotate(q, frame, false);
+  rotate(k, frame, false);
+  saved.product.q_BNSH = heads_first(q, batch, 1);
+  saved.product.k_BNSH = heads_first(k, batch, N / M);
+  saved.product.v_BNSH = heads_first(part(N + M, M), batch, N / M);
+  if (config_.document_mask) {
+    saved.product.mask =
+        frame.device() != nullptr ? segment_mask(frame.device()->batch.segment_ids_BS, q) : segment_mask(batch, q);
+  }
+  attention_forward(kernel(x), saved.product);
   frame.poll();
-  saved.context_TD = saved.out_BNSH.transpose(1, 2).reshape({x.size(0), N * config_.head_dim});
+  saved.context_TD = saved.product.out_BNSH.transpose(1, 2).reshape({x.size(0), N * config_.head_dim});
   frame.value(wire_.output) = linear_forward(saved.context_TD, parameters_.value(weights_.output));
   if (!frame.training()) frame.forget(index());
 }
@@ -106,14 +131,12 @@ void Attention::backward_input(Frame& frame) {
   const Tensor dcontext = linear_backward_input(frame.grad(wire_.output), parameters_.value(weights_.output));
   frame.poll();
   const Tensor dout = heads_first(dcontext.view({-1, N, config_.head_dim}), batch, 1);
-  const auto mask = config_.document_mask ? std::optional<Tensor>(saved.mask) : std::nullopt;
-  const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-      dout, saved.q_BNSH, saved.k_BNSH, saved.v_BNSH, saved.out_BNSH, saved.lse, 0.0, !config_.document_mask, mask);
+  const auto [dq, dk, dv] = attention_backward(kernel(dout), dout, saved.product);
   frame.poll();
   Tensor dq_TNH = tokens_first(dq, 1);
   Tensor dk_TMH = tokens_first(dk, N / M);
-  kernels::rope(dq_TNH, batch.position_ids, rope_, true);
-  kernels::rope(dk_TMH, batch.position_ids, rope_, true);
+  rotate(dq_TNH, frame, true);
+  rotate(dk_TMH, frame, true);
   const int64_t T = dq_TNH.size(0);
   saved.dqkv = at::cat({norm_backward(dq_TNH, weights_.q_norm, saved.q_norm, saved.dq).view({T, -1}),
                         norm_backward(dk_TMH, weights_.k_norm, saved.k_norm, saved.dk).view({T, -1}),

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Causal grouped-query attention with rotary positions (Su et al. 2021), optional QK-norm (per head or over the whole
-// projection) and q/k/v bias, through ATen's flash attention for CPU. Input and output [T, D]; T = B·S tokens, N query
-// heads, M key/value heads, H head width. Query, key and value projections are one fused matrix [(N + 2M)·H, D].
+// projection) and q/k/v bias, through ATen's kernels (attention_product.h). Input and output [T, D]; T = B·S tokens, N
+// query heads, M key/value heads, H head width. Query, key and value projections are one fused matrix [(N + 2M)·H, D].
 #pragma once
 
 #include <optional>
 
 #include "kernels/rope.h"
+#include "nn/attention_product.h"
 #include "nn/norm.h"
 #include "nn/stage.h"
 
@@ -41,10 +42,12 @@ class Attention : public Stage {
  private:
   struct Saved {
     Norm::Saved q_norm, k_norm;
-    Tensor q_BNSH, k_BNSH, v_BNSH, out_BNSH, lse, mask;  // after norm and rotation; keys and values repeated to N heads
-    Tensor context_TD;                                   // attention output before the output projection
-    Tensor dq, dk, dqkv;                                 // dq, dk: gradients at the norms' outputs, for their weights
+    AttentionState product;  // after norm and rotation
+    Tensor context_TD;       // attention output before the output projection
+    Tensor dq, dk, dqkv;     // dq, dk: gradients at the norms' outputs, for their weights
   };
+  void rotate(Tensor& x_TNH, const Frame& frame, bool inverse);
+  AttentionKernel kernel(const Tensor& x) const;
   Tensor normed(const Tensor& x_TNH, const std::optional<Norm>& norm, Norm::Saved& saved) const;
   Tensor norm_backward(const Tensor& dy_TNH, const std::optional<Norm>& norm, const Norm::Saved& saved,
                        Tensor& dy_rows) const;

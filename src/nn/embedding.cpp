@@ -25,13 +25,21 @@ std::vector<int32_t> Embedding::rows(const Batch& batch) const {
 void Embedding::forward(Frame& frame) {
   const Tensor weight = parameters_.value(weight_);
   Tensor out = at::empty({frame.batch().tokens_count(), weight.size(1)}, weight.options());
-  kernels::embedding(weight, rows(frame.batch()), out);
+  if (frame.device() != nullptr) {
+    kernels::embedding(weight, frame.device()->batch.tokens_T, out);
+  } else {
+    kernels::embedding(weight, rows(frame.batch()), out);
+  }
   frame.value(output_) = out;
 }
 
 void Embedding::backward_weight(Frame& frame) {
   Tensor gradient = frame.gradients().view(parameters_[weight_]);
-  kernels::embedding_backward(frame.grad(output_), rows(frame.batch()), gradient);
+  if (frame.device() != nullptr) {
+    kernels::embedding_backward(frame.grad(output_), frame.device()->batch.tokens_T, gradient);
+  } else {
+    kernels::embedding_backward(frame.grad(output_), rows(frame.batch()), gradient);
+  }
 }
 
 }  // namespace conclave::nn

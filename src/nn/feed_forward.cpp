@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include "kernels/bf16.h"
 #include "kernels/rows.h"
 #include "kernels/softmax.h"
 #include "kernels/swiglu.h"
@@ -26,7 +27,7 @@ FeedForward::Saved& FeedForward::pre_activations(Frame& frame) const {
   auto& saved = frame.saved<Saved>(index());
   saved.h_T2F = linear_forward(x, parameters_.value(weights_.gate_up_2FD));
   if (weights_.output_gate_1D) {
-    const Tensor logits = linear_forward(x, parameters_.value(*weights_.output_gate_1D));
+    const Tensor logits = kernels::wide(linear_forward(x, parameters_.value(*weights_.output_gate_1D)));
     Tensor scale = at::empty_like(logits);
     kernels::sigmoid_rows(logits, scale);
     saved.scale_T = scale.view({-1});
@@ -56,7 +57,7 @@ void FeedForward::backward_input(Frame& frame) {
   frame.poll();
   Tensor dx = linear_backward_input(saved.dh_T2F, parameters_.value(weights_.gate_up_2FD));
   if (weights_.output_gate_1D) {
-    saved.dgate_T1 = (gradients.dscale_N * saved.scale_T * (1 - saved.scale_T)).view({-1, 1});
+    saved.dgate_T1 = (gradients.dscale_N * saved.scale_T * (1 - saved.scale_T)).view({-1, 1}).to(dx.scalar_type());
     kernels::add(dx, linear_backward_input(saved.dgate_T1, parameters_.value(*weights_.output_gate_1D)));
   }
   frame.add_grad(wire_.input, dx);

@@ -5,17 +5,27 @@
 
 #include <any>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "comm/group.h"
 #include "core/batch.h"
 #include "core/tensor.h"
+#include "kernels/host_reads.h"
+#include "nn/device_batch.h"
 #include "nn/parameters.h"
 
 namespace conclave::nn {
 
 using Slot = int;
+
+// What a frame of the device path has beside its batch. Stages ask for it where they need more than tensors: indices,
+// counts, a look from the host.
+struct DeviceSide {
+  DeviceBatch batch;
+  kernels::HostReads* reads;  // outlives the frame
+};
 
 // Names the slots of a model while it is built.
 class SlotNames {
@@ -43,6 +53,10 @@ class Frame {
   bool training() const { return gradients_ != nullptr; }
   Gradients& gradients() { return *gradients_; }
 
+  // Null on the host path.
+  const DeviceSide* device() const { return device_ ? &*device_ : nullptr; }
+  void set_device(DeviceSide side) { device_ = std::move(side); }
+
   Tensor& value(Slot slot) { return values_[slot]; }
   Tensor& grad(Slot slot) { return grads_[slot]; }
   // Adds to the slot's gradient; the first contribution is taken over, not copied.
@@ -67,6 +81,7 @@ class Frame {
   void set_link(const comm::Group& link) { link_ = link; }
 
   double loss_sum = 0;      // sum over the counted targets, nats
+  Tensor device_loss_sum;   // the same on the device path, one fp64 number on the device; loss_sum is 0 then
   double target_count = 0;  // targets that count (mask 1)
 
  private:
@@ -74,6 +89,7 @@ class Frame {
   Gradients* gradients_;
   int64_t step_ = 0;
   comm::Group link_;
+  std::optional<DeviceSide> device_;
   std::vector<Tensor> values_, grads_;
   std::vector<std::any> objects_, saved_;
 };

@@ -4,6 +4,7 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
+#include "kernels/bf16.h"
 #include "kernels/rows.h"
 
 namespace conclave::nn {
@@ -42,8 +43,22 @@ Tensor linear_backward_input(const Tensor& dy_TO, const Tensor& w_OI) {
   return at::mm(padded_columns(dy_TO), padded_rows(w_OI));
 }
 
+namespace {
+
+// In the type of the masters; a device's product has it at once.
+Tensor exact_product(const Tensor& dy_TO, const Tensor& x_TI) {
+  return dy_TO.is_cuda() ? at::mm(dy_TO.t(), x_TI, at::kFloat) : at::mm(kernels::wide(dy_TO).t(), kernels::wide(x_TI));
+}
+
+}  // namespace
+
 void linear_backward_weight(const Tensor& dy_TO, const Tensor& x_TI, bool fresh, Tensor dw_OI) {
   const int64_t outputs = dy_TO.size(1);
+  if (kernels::is_bf16(dy_TO)) {
+    if (fresh) dw_OI.zero_();
+    dw_OI.add_(exact_product(dy_TO, x_TI));
+    return;
+  }
   if (fresh && padded(outputs) == outputs) {
     at::mm_out(dw_OI, dy_TO.t(), x_TI);
     return;

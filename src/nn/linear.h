@@ -12,7 +12,7 @@ Tensor linear_forward(const Tensor& x_TI, const Tensor& w_OI);
 // dx = dy·W
 Tensor linear_backward_input(const Tensor& dy_TO, const Tensor& w_OI);
 // dW = dyᵀ·x when `fresh`, else dW += it. The sum goes through a scratch matrix: addmm with beta 1 is not bitwise
-// independent of the thread count.
+// independent of the thread count. dW may be float where dy and x are bf16: then nothing is rounded to bf16 between.
 void linear_backward_weight(const Tensor& dy_TO, const Tensor& x_TI, bool fresh, Tensor dw_OI);
 
 }  // namespace conclave::nn

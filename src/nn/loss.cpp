@@ -6,11 +6,13 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
 
 #include <algorithm>
 #include <span>
 
 #include "core/tree_sum.h"
+#include "kernels/bf16.h"
 #include "kernels/cross_entropy.h"
 #include "nn/linear.h"
 
@@ -34,6 +36,12 @@ Loss::Loss(StageSite site, const Parameters& parameters, ParameterId head_VD, Sl
     : Stage(std::move(site)), parameters_(parameters), head_(head_VD), input_(input), tp_(tp) {}
 
 void Loss::chunk_losses(const Frame& frame, int64_t begin, Tensor& logits, Tensor& losses) const {
+  if (frame.device() != nullptr) {
+    const auto chunk = [&](const Tensor& of_tokens) { return of_tokens.narrow(0, begin, logits.size(0)); };
+    const DeviceBatch& batch = frame.device()->batch;
+    return kernels::cross_entropy_rows(logits, chunk(batch.targets_T), chunk(batch.loss_mask_T), frame.training(),
+                                       losses);
+  }
   const auto targets = std::span(frame.batch().targets).subspan(begin, logits.size(0));
   const auto mask = std::span(frame.batch().loss_mask).subspan(begin, logits.size(0));
   if (tp_.size() == 1) {
@@ -55,10 +63,11 @@ void Loss::forward(Frame& frame) {
   const Tensor& x = frame.value(input_);
   const Tensor weight = parameters_.value(head_);
   const int64_t T = x.size(0);
-  Tensor losses = at::empty({T}, x.options());
+  const int64_t chunk = frame.device() != nullptr ? kDeviceChunk : kChunk;
+  Tensor losses = at::empty({T}, x.options().dtype(kernels::wide_type(x)));
   Tensor dx = frame.training() ? at::empty_like(x) : Tensor();
-  for (int64_t begin = 0; begin < T; begin += kChunk) {
-    const int64_t count = std::min(kChunk, T - begin);
+  for (int64_t begin = 0; begin < T; begin += chunk) {
+    const int64_t count = std::min(chunk, T - begin);
     frame.poll();
     const Tensor x_chunk = x.narrow(0, begin, count);
     Tensor logits = linear_forward(x_chunk, weight);
@@ -73,8 +82,12 @@ void Loss::forward(Frame& frame) {
                            frame.gradients().view(parameters_[head_]));
   }
   const Tensor exact = losses.to(at::kDouble);
-  frame.loss_sum = tree_sum(std::span<const double>(exact.data_ptr<double>(), T));
   if (frame.training()) frame.saved<Tensor>(index()) = dx;
+  if (frame.device() != nullptr) {
+    frame.device_loss_sum = exact.sum();
+    return;
+  }
+  frame.loss_sum = tree_sum(std::span<const double>(exact.data_ptr<double>(), T));
 }
 
 void Loss::backward_input(Frame& frame) {

@@ -15,13 +15,15 @@ class Loss : public Stage {
  public:
   // Tokens whose logits exist at a time. Fixed: part of the bitwise promise.
   static constexpr int64_t kChunk = 256;
+  // On a device, where a few hundred rows do not fill it.
+  static constexpr int64_t kDeviceChunk = 4096;
 
   // `tp` are the ranks that hold the head's parts. forward is collective over it.
   Loss(StageSite site, const Parameters& parameters, ParameterId head_VD, Slot input, const comm::Group& tp = {});
   std::vector<Slot> inputs() const override { return {input_}; }
   std::vector<Slot> outputs() const override { return {}; }
   std::vector<ParameterId> parameters() const override { return {head_}; }
-  // Sets frame.loss_sum.
+  // Sets frame.loss_sum, on the device path frame.device_loss_sum.
   void forward(Frame& frame) override;
   void backward_input(Frame& frame) override;
   void backward_weight(Frame&) override {}

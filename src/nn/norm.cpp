@@ -8,6 +8,7 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros_like.h>
 
+#include "kernels/bf16.h"
 #include "kernels/norm.h"
 #include "parallel/ordered_sum.h"
 
@@ -30,7 +31,7 @@ Tensor Norm::forward(const Tensor& x, Saved& saved) const {
     return x * rstd * parameters_.value(weight_);
   }
   Tensor y = at::empty_like(x);
-  saved.rstd = at::empty({x.size(0)}, x.options());
+  saved.rstd = at::empty({x.size(0)}, x.options().dtype(kernels::wide_type(x)));
   kernels::rms_norm(x, parameters_.value(weight_), eps_, y, saved.rstd);
   return y;
 }

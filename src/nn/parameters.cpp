@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nn/parameters.h"
 
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
 #include <functional>
@@ -91,6 +92,51 @@ void Parameters::allocate(at::ScalarType dtype, uint64_t seed) {
       begin += count;
     }
   }
+}
+
+void Parameters::place(at::Device device, at::ScalarType compute) {
+  for (Tensor* flat : {&dense_, &expert_}) *flat = flat->to(device);
+  const bool copies = compute != dense_.scalar_type();
+  if (copies) {
+    dense_copy_ = at::empty_like(dense_, dense_.options().dtype(compute));
+    expert_copy_ = at::empty_like(expert_, expert_.options().dtype(compute));
+  }
+  values_.clear();
+  for (const auto& parameter : parameters_) {
+    const bool copy = copies && parameter.kind != ParameterKind::kRouter;
+    const Tensor& own = parameter.expert ? expert_copy_ : dense_copy_;
+    values_.push_back(view_of(copy ? own : flat(parameter.expert), parameter));
+  }
+  refresh();
+}
+
+void Parameters::refresh() {
+  if (!dense_copy_.defined()) return;
+  dense_copy_.copy_(dense_);
+  expert_copy_.copy_(expert_);
+}
+
+Tensor Parameters::stacked_value(std::span<const ParameterId> ids) const {
+  const bool expert = parameters_[ids[0]].expert;
+  const Tensor& copy = expert ? expert_copy_ : dense_copy_;
+  return stacked_view(copy.defined() ? copy : flat(expert), *this, ids);
+}
+
+Tensor stacked_view(const Tensor& flat, const Parameters& parameters, std::span<const ParameterId> ids) {
+  const Parameter& first = parameters[ids[0]];
+  const int64_t apart = ids.size() > 1 ? parameters[ids[1]].offset - first.offset : first.count;
+  std::vector<int64_t> sizes{std::ssize(ids)}, strides{apart};
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const Parameter& p = parameters[ids[i]];
+    check(p.shape == first.shape && p.offset == first.offset + static_cast<int64_t>(i) * apart,
+          "stacked parameters lie evenly");
+  }
+  int64_t stride = first.count;
+  for (const int64_t size : first.shape) {
+    sizes.push_back(size);
+    strides.push_back(stride /= size);
+  }
+  return flat.as_strided(sizes, strides, flat.storage_offset() + first.offset);
 }
 
 Tensor view_of(const Tensor& flat, const Parameter& parameter) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -61,9 +62,18 @@ class Parameters {
   // starts from the same weights.
   void allocate(at::ScalarType dtype, uint64_t seed);
 
+  // Moves the buffers to a device. With another type than theirs, all weights but the routers' get a copy of that type
+  // for value(), and the buffers stay the masters, which updates, checkpoints and gradients speak of.
+  void place(at::Device device, at::ScalarType compute);
+  // Makes the copies from the masters again: after every change of them.
+  void refresh();
+
   const Parameter& operator[](ParameterId id) const { return parameters_[id]; }
   const std::vector<Parameter>& all() const { return parameters_; }
+  // What stages compute with.
   Tensor value(ParameterId id) const { return values_[id]; }
+  // The values of equally large parameters that follow each other, as one tensor with a dimension more: a view.
+  Tensor stacked_value(std::span<const ParameterId> ids) const;
   Tensor& flat(bool expert) { return expert ? expert_ : dense_; }
   const Tensor& flat(bool expert) const { return expert ? expert_ : dense_; }
   int64_t flat_size(bool expert) const { return expert ? expert_size_ : dense_size_; }
@@ -72,6 +82,7 @@ class Parameters {
   std::vector<Parameter> parameters_;
   std::vector<Tensor> values_;
   Tensor dense_, expert_;
+  Tensor dense_copy_, expert_copy_;  // in the type of the computation; undefined where that is the masters'
   int64_t dense_size_ = 0, expert_size_ = 0;
 };
 
@@ -85,6 +96,9 @@ struct Gradients {
 
   Tensor view(const Parameter& parameter, int source = 0) const;
 };
+
+// Equally large parameters that lie evenly in `flat`, which is laid out like their buffer: [how many, their shape].
+Tensor stacked_view(const Tensor& flat, const Parameters& parameters, std::span<const ParameterId> ids);
 
 // The view of `parameter` in a flat buffer laid out like the parameters'.
 Tensor view_of(const Tensor& flat, const Parameter& parameter);

@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "kernels/optimizer.h"
+#include "kernels/placement.h"
 
 namespace conclave::optim {
 
@@ -19,19 +20,28 @@ AdamW::AdamW(const OptimConfig& config, const Tensor& parameters, int64_t owned,
       ranges_.push_back(range);
     }
   }
+  if (!kernels::on_device(parameters)) return;
+  std::vector<kernels::AdamWRange> blocks;
+  for (const auto& range : ranges_) blocks.push_back({range.begin, range.at, range.count, range.decay});
+  blocks_ = kernels::adamw_blocks(blocks, parameters);
 }
 
-void AdamW::step(Tensor& parameters, const Tensor& gradients, const StepSize& size) {
+void AdamW::step(Tensor& parameters, const Tensor& gradients, const StepSize& size, const Tensor& copy) {
+  kernels::AdamWStep step{.lr = size.lr,
+                          .beta1 = config_.betas[0],
+                          .beta2 = config_.betas[1],
+                          .eps = config_.eps,
+                          .weight_decay = config_.weight_decay,
+                          .step = size.update,
+                          .grad_scale = size.grad_scale};
+  if (blocks_.defined()) {
+    return kernels::adamw({.parameters = parameters, .m = m_, .v = v_, .gradients = gradients, .copy = copy}, blocks_,
+                          step);
+  }
   for (const auto& range : ranges_) {
     const auto part = [&](const Tensor& owned) { return owned.narrow(0, range.at, range.count); };
     Tensor p = parameters.narrow(0, range.begin, range.count), m = part(m_), v = part(v_);
-    const kernels::AdamWStep step{.lr = size.lr,
-                                  .beta1 = config_.betas[0],
-                                  .beta2 = config_.betas[1],
-                                  .eps = config_.eps,
-                                  .weight_decay = range.decay ? config_.weight_decay : 0.0,
-                                  .step = size.update,
-                                  .grad_scale = size.grad_scale};
+    step.weight_decay = range.decay ? config_.weight_decay : 0.0;
     kernels::adamw(p, m, v, part(gradients), step);
   }
 }

@@ -48,6 +48,8 @@ void fill_layout(RunConfig& config, int64_t world_size);
 
 void check_unbuilt(const RunConfig& config, Rules& rules);
 void check_device(const RunConfig& config, Rules& rules);
+// What the configuration asks of the device path.
+void check_device_path(const RunConfig& config, Rules& rules);
 void check_model(const RunConfig& config, Rules& rules);
 void check_moe(const RunConfig& config, Rules& rules);
 void check_methods(const RunConfig& config, Rules& rules);

@@ -22,7 +22,6 @@ void check_device(const RunConfig& config, Rules& rules) {
                 fmt::format("cuda: {}; or use train.device: cpu", gpus.reason));
   rules.require(gpus.count > 0 || !needs_nccl, {"comm.backend"},
                 fmt::format("nccl: {}; or use comm.backend: mpi", gpus.reason));
-  rules.unbuilt(gpus.count > 0, "train.device", "training on a GPU; use train.device: cpu");
 }
 
 }  // namespace conclave::train

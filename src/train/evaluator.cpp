@@ -2,27 +2,54 @@
 #include "train/evaluator.h"
 
 #include "core/tree_sum.h"
+#include "model/device_figures.h"
 #include "model/executors/sequential.h"
 
 namespace conclave::train {
 
-std::vector<Evaluation> evaluate(const model::Transformer& model, const data::ValidationLoader& loader,
+namespace {
+
+struct OwnBatches {
+  std::vector<double> losses, targets;
+};
+
+// This rank's batches of a source. On the device path their figures come in one read at the end.
+OwnBatches run_batches(const model::Transformer& model, const data::ValidationLoader& loader, size_t source,
+                       model::RoutingTotals& totals) {
+  OwnBatches own;
+  const model::SequentialExecutor executor(model);
+  model::DeviceFigures figures(model);
+  for (int64_t i = 0; i < loader.batches_per_rank(source); ++i) {
+    const Batch batch = loader.batch(source, i);
+    nn::Frame frame = model.frame(batch, nullptr);
+    executor.run(frame);
+    own.targets.push_back(frame.target_count);
+    if (model.device_path() != nullptr) {
+      figures.add(frame);
+      continue;
+    }
+    own.losses.push_back(frame.loss_sum);
+    totals.add(model, frame);
+  }
+  if (model.device_path() == nullptr) return own;
+  figures.read();
+  figures.add_to(totals);
+  own.losses = figures.losses();
+  return own;
+}
+
+}  // namespace
+
+std::vector<Evaluation> evaluate(model::Transformer& model, const data::ValidationLoader& loader,
                                  const parallel::Mesh& mesh) {
   std::vector<Evaluation> results;
-  const model::SequentialExecutor executor(model);
+  model.refresh();
   const int64_t ranks = mesh.dp().size();
   for (size_t s = 0; s < loader.sources().size(); ++s) {
     const int64_t count = loader.batches_per_rank(s);
-    std::vector<double> losses, targets, all_losses(count * ranks), all_targets(count * ranks);
+    std::vector<double> all_losses(count * ranks), all_targets(count * ranks);
     model::RoutingTotals totals(model);
-    for (int64_t i = 0; i < count; ++i) {
-      const Batch batch = loader.batch(s, i);
-      nn::Frame frame = model.frame(batch, nullptr);
-      executor.run(frame);
-      losses.push_back(frame.loss_sum);
-      targets.push_back(frame.target_count);
-      totals.add(model, frame);
-    }
+    const auto [losses, targets] = run_batches(model, loader, s, totals);
     mesh.dp().all_gather(std::span<const double>(losses), std::span<double>(all_losses));
     mesh.dp().all_gather(std::span<const double>(targets), std::span<double>(all_targets));
     // Batch i of rank r is number i·ranks + r of the source.

@@ -20,7 +20,7 @@ struct Evaluation {
 };
 
 // Collective; equal on all ranks.
-std::vector<Evaluation> evaluate(const model::Transformer& model, const data::ValidationLoader& loader,
+std::vector<Evaluation> evaluate(model::Transformer& model, const data::ValidationLoader& loader,
                                  const parallel::Mesh& mesh);
 
 }  // namespace conclave::train

@@ -24,7 +24,7 @@ std::vector<Copy> copies(const nn::Parameters& parameters, bool expert, bool who
     int64_t begin = parameter.offset;
     for (const auto& part : parameter.parts) {
       const int64_t count = nn::element_count(part.held());
-      const Tensor held = parameters.flat(expert).narrow(0, begin, count);
+      const Tensor held = parameters.flat(expert).narrow(0, begin, count).to(at::kCPU);
       begin += count;
       if (whole_only && !part.whole()) continue;
       all.push_back({part.name, checkpoint::xxh3(std::as_bytes(elements<float>(held)))});
@@ -45,9 +45,11 @@ std::vector<int64_t> odd_ones(const std::vector<checkpoint::Digest>& digests) {
   return odd;
 }
 
-void compare(const parallel::Mesh& mesh, Axis axis, const std::vector<Copy>& mine) {
+void compare(const model::Transformer& model, Axis axis, bool expert, bool whole_only) {
+  const parallel::Mesh& mesh = model.mesh();
   const comm::Group& holders = mesh.group(axis);
   if (holders.size() == 1) return;
+  const auto mine = copies(model.parameters(), expert, whole_only);
   std::vector<checkpoint::Digest> own, all(mine.size() * holders.size());
   for (const Copy& copy : mine) own.push_back(copy.digest);
   holders.all_gather(std::span<const checkpoint::Digest>(own), std::span<checkpoint::Digest>(all));
@@ -71,9 +73,9 @@ void compare(const parallel::Mesh& mesh, Axis axis, const std::vector<Copy>& min
 }  // namespace
 
 void check_replicas(const model::Transformer& model) {
-  compare(model.mesh(), Axis::kDp, copies(model.parameters(), false, false));
-  compare(model.mesh(), Axis::kTp, copies(model.parameters(), false, true));
-  compare(model.mesh(), Axis::kEdp, copies(model.parameters(), true, false));
+  compare(model, Axis::kDp, false, false);
+  compare(model, Axis::kTp, false, true);
+  compare(model, Axis::kEdp, true, false);
 }
 
 }  // namespace conclave::train

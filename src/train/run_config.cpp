@@ -15,6 +15,7 @@ namespace {
 void check_all(RunConfig& config, Rules& rules) {
   check_unbuilt(config, rules);
   check_device(config, rules);
+  check_device_path(config, rules);
   check_model(config, rules);
   check_moe(config, rules);
   check_layout(config, rules);

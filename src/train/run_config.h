@@ -75,6 +75,16 @@ std::vector<std::string> resolve(RunConfig& config, int64_t world_size, Purpose 
 // The configuration as YAML that load_config reads back as the same values.
 std::string to_yaml(const RunConfig& config);
 
+// Whether the model is made of stages of the device path: for a GPU, and for bf16 on the CPU. A train.device of `auto`
+// is not decided yet.
+bool takes_device_path(const RunConfig& config);
+
+// What keeps a configuration from the device path.
+struct DeviceObstacle {
+  std::string key, what, remedy;
+};
+std::vector<DeviceObstacle> device_obstacles(const RunConfig& config);
+
 // Ranks of the mesh: pp * dp * cp * tp of a resolved configuration.
 int64_t world_size(const RunConfig& config);
 

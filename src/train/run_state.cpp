@@ -72,18 +72,23 @@ void append_owned(StateDict& state, const nn::Parameters& parameters, const para
   }
 }
 
+Tensor on_host(const Tensor& tensor, HostCopies* copies) {
+  check(copies != nullptr || tensor.is_cpu(), "state on a device is reached through copies");
+  return copies != nullptr ? copies->of(tensor) : tensor;
+}
+
 // Dense state is equal on all dp ranks, an expert's on all edp ranks: the first of each writes what all hold.
 bool writes(const parallel::Mesh& mesh, bool expert) { return (expert ? mesh.edp() : mesh.dp()).rank() == 0; }
 bool writes_whole(const parallel::Mesh& mesh, bool expert) { return (expert ? mesh.etp() : mesh.tp()).rank() == 0; }
 
 }  // namespace
 
-StateDict weight_state(model::Transformer& model, const parallel::Mesh& mesh) {
+StateDict weight_state(model::Transformer& model, const parallel::Mesh& mesh, HostCopies* copies) {
   StateDict state;
   for (const bool expert : {false, true}) {
-    append_flat(
-        state, model.parameters(),
-        {model.parameters().flat(expert), 0, expert, kParamRole, writes(mesh, expert), writes_whole(mesh, expert)});
+    append_flat(state, model.parameters(),
+                {on_host(model.parameters().flat(expert), copies), 0, expert, kParamRole, writes(mesh, expert),
+                 writes_whole(mesh, expert)});
   }
   return state;
 }
@@ -111,18 +116,18 @@ StateDict method_state(model::Transformer& model, const parallel::Mesh& mesh) {
   return state;
 }
 
-StateDict full_state(model::Transformer& model, TrainStep& step, const parallel::Mesh& mesh) {
+StateDict full_state(model::Transformer& model, TrainStep& step, const parallel::Mesh& mesh, HostCopies* copies) {
   step.wait_for_weights();
-  StateDict state = weight_state(model, mesh);
+  StateDict state = weight_state(model, mesh, copies);
   for (const bool expert : {false, true}) {
     auto& optimizer = step.optimizer(expert);
     const parallel::Shards& owned = step.owned(expert);
     const bool mine = owned.group().size() > 1 || writes(mesh, expert);
     const bool whole = writes_whole(mesh, expert);
     append_owned(state, model.parameters(), owned,
-                 {optimizer.first_moment(), 0, expert, kFirstMomentRole, mine, whole});
+                 {on_host(optimizer.first_moment(), copies), 0, expert, kFirstMomentRole, mine, whole});
     append_owned(state, model.parameters(), owned,
-                 {optimizer.second_moment(), 0, expert, kSecondMomentRole, mine, whole});
+                 {on_host(optimizer.second_moment(), copies), 0, expert, kSecondMomentRole, mine, whole});
   }
   for (auto& entry : method_state(model, mesh)) state.push_back(std::move(entry));
   return state;
@@ -131,9 +136,9 @@ StateDict full_state(model::Transformer& model, TrainStep& step, const parallel:
 StateDict gradient_state(const TrainStep& step, const model::Transformer& model, const parallel::Mesh& mesh) {
   StateDict state;
   for (const bool expert : {false, true}) {
-    append_owned(
-        state, model.parameters(), step.owned(expert),
-        {step.gradient_sum(expert), 0, expert, kGradientRole, writes(mesh, expert), writes_whole(mesh, expert)});
+    append_owned(state, model.parameters(), step.owned(expert),
+                 {on_host(step.gradient_sum(expert), nullptr), 0, expert, kGradientRole, writes(mesh, expert),
+                  writes_whole(mesh, expert)});
   }
   return state;
 }

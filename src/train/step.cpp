@@ -7,7 +7,9 @@
 #include <cmath>
 
 #include "core/tree_sum.h"
+#include "kernels/optimizer.h"
 #include "optim/schedule.h"
+#include "train/device_gradients.h"
 
 namespace conclave::train {
 namespace {
@@ -30,7 +32,9 @@ parallel::GradientLayout layout_of(const RunConfig& config, const parallel::Mesh
 }
 
 std::unique_ptr<parallel::GradientReducer<float>> make_reducer(const RunConfig& config, parallel::GradientLayout layout,
-                                                               Timeline& timeline) {
+                                                               const model::Transformer& model, Timeline& timeline) {
+  if (model.device_path() != nullptr)
+    return make_device_reducer(model.parameters(), model.mesh().dp(), model.mesh().edp());
   layout.timeline = &timeline;
   return parallel::make_gradient_reducer<float>(config.parallel.reduction, layout);
 }
@@ -50,8 +54,6 @@ optim::AdamW make_optimizer(const RunConfig& config, const nn::Parameters& param
   return {config.optim, parameters.flat(expert), owned.count(), ranges};
 }
 
-Tensor view(std::span<float> data) { return at::from_blob(data.data(), {static_cast<int64_t>(data.size())}); }
-
 }  // namespace
 
 TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model::Transformer& model,
@@ -66,7 +68,7 @@ TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model:
       buckets_(model::plan_buckets(model.parameters(), model.stages())),
       progress_(buckets_, model.stages().size()),
       owned_(ownership(config, layout_of(config, mesh, model.parameters(), buckets_))),
-      reducer_(make_reducer(config, layout_of(config, mesh, model.parameters(), buckets_), timeline_)),
+      reducer_(make_reducer(config, layout_of(config, mesh, model.parameters(), buckets_), model, timeline_)),
       partial_(model.parameters(), mesh),
       norm_(model.parameters(), owned_, mesh),
       dense_(make_optimizer(config, model.parameters(), owned_.dense, false)),
@@ -85,11 +87,18 @@ TrainStep::~TrainStep() noexcept(false) {
   static_cast<void>(reducer_.release());
 }
 
+Tensor TrainStep::view(std::span<float> data) const {
+  const auto device = model_.parameters().flat(false).device();
+  return at::from_blob(data.data(), {static_cast<int64_t>(data.size())}, at::TensorOptions().device(device));
+}
+
 void TrainStep::accumulate(std::span<const Batch> batches) {
   losses_.clear();
   targets_.clear();
   dense_fault_.reset();
   expert_fault_.reset();
+  if (on_device()) figures_.emplace(model_);
+  model_.refresh();
   progress_.begin_step(std::ssize(batches));
   executor_->run({.count = std::ssize(batches),
                   .begin = [&](int64_t i) { return begin(batches[i]); },
@@ -101,7 +110,7 @@ void TrainStep::accumulate(std::span<const Batch> batches) {
 nn::Frame TrainStep::begin(const Batch& batch) {
   const int64_t ahead = std::ssize(under_way_), sources = canonical() ? mesh_.ep().size() * mesh_.etp().size() : 1;
   // Micro-batches that add to one buffer at the same time may not overwrite it.
-  const bool first = losses_.empty() && executor_->in_flight() == 1;
+  const bool first = targets_.empty() && executor_->in_flight() == 1;
   auto& gradients = under_way_.emplace_back().gradients;
   gradients.dense = view(reducer_->dense_gradient(ahead));
   for (int64_t s = 0; s < sources; ++s) gradients.experts.push_back(view(reducer_->expert_gradient(s, ahead)));
@@ -124,9 +133,13 @@ void TrainStep::end(nn::Frame& frame, bool last) {
   UnderWay& own = under_way_.front();
   check(&own.gradients == &frame.gradients(), "micro-batches end in the order in which they began");
   if (failpoints_.hit("gradient")) own.gradients.dense[0] = std::nan("");
-  losses_.push_back(frame.loss_sum);
   targets_.push_back(frame.target_count);
-  totals_.add(model_, frame);
+  if (on_device()) {
+    figures_->add(frame);
+  } else {
+    losses_.push_back(frame.loss_sum);
+    totals_.add(model_, frame);
+  }
   // `fast` adds up all micro-batches in one buffer, so its last state tells of them all.
   if (last || canonical()) {
     for (const bool expert : {false, true}) look_over(own, {expert, 0, progress_.complete_from(expert)});
@@ -140,6 +153,7 @@ void TrainStep::end(nn::Frame& frame, bool last) {
 // What is done to a part of a micro-batch's gradients before those of other ranks are added: afterwards all ranks would
 // look guilty. Parts come from the end of a buffer to its beginning.
 void TrainStep::look_over(UnderWay& micro_batch, const Part& part) const {
+  if (on_device()) return;  // a norm that is not finite will tell
   const auto fault_in = [&](const Tensor& all) {
     return norm_.non_finite(part.expert, all.narrow(0, part.begin, part.end - part.begin), part.begin);
   };
@@ -173,7 +187,7 @@ std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
   if (std::isfinite(report.loss) && std::isfinite(report.grad_norm)) return std::nullopt;
   // A rank's tokens spoil its own dense gradients and the experts of others, so those are asked first. Where every
   // rank's part is finite, the sum has overflowed.
-  const auto sum = norm_.non_finite_owned(gradient_sum(false), gradient_sum(true));
+  const auto sum = norm_.non_finite_owned(gradient_sum(false).to(at::kCPU), gradient_sum(true).to(at::kCPU));
   for (const auto& fault : {dense_fault_, expert_fault_, sum}) {
     const auto all = mesh_.world().all_gather_text(fault.value_or(""));
     for (size_t rank = 0; rank < all.size(); ++rank) {
@@ -196,6 +210,15 @@ void TrainStep::update(const optim::StepSize& size) {
   wait_for_weights();
 }
 
+double TrainStep::settle() {
+  if (!on_device()) return norm_(gradient_sum(false), gradient_sum(true));
+  const std::vector<double> squares = figures_->read({kernels::device_slice_sums_of_squares(gradient_sum(false)),
+                                                      kernels::device_slice_sums_of_squares(gradient_sum(true))});
+  losses_ = figures_->losses();
+  figures_->add_to(totals_);
+  return std::sqrt(tree_sum(std::span<const double>(squares)));
+}
+
 StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
   StepReport report;
   step_number_ = step;
@@ -207,10 +230,10 @@ StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
     reducer_->finish();
   }
   if (probe_ != nullptr) probe_->reduced(gradient_sum(false), gradient_sum(true));
+  const double norm = settle();
   totals_.reduce(mesh_.dp());
   sum_losses(losses_, targets_, report);
   const double per_target = report.targets > 0 ? 1.0 / report.targets : 0.0;
-  const double norm = norm_(gradient_sum(false), gradient_sum(true));
   report.grad_norm = (probe_ != nullptr ? probe_->normed(norm) : norm) * per_target;
   report.lr = optim::learning_rate(config_.optim, config_.train.steps, step);
   report.layers = totals_.layers();
@@ -225,6 +248,17 @@ StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
   return report;
 }
 
+namespace {
+
+std::optional<model::DevicePath> device_path(const RunConfig& config) {
+  if (!takes_device_path(config)) return std::nullopt;
+  const bool gpu = config.train.device == "cuda";
+  return model::DevicePath{.device = gpu ? at::kCUDA : at::kCPU,
+                           .compute = config.train.precision == "fp32" ? at::kFloat : at::kBFloat16};
+}
+
+}  // namespace
+
 model::TransformerConfig transformer_config(const RunConfig& config) {
   return {.model = config.model,
           .moe = config.moe,
@@ -233,7 +267,8 @@ model::TransformerConfig transformer_config(const RunConfig& config) {
           .document_mask = config.data.document_mask,
           .sequence_parallel = config.parallel.sequence_parallel,
           .seed = static_cast<uint64_t>(config.train.seed),
-          .bitwise_dispatch = config.parallel.reduction == parallel::Reduction::kCanonical};
+          .bitwise_dispatch = config.parallel.reduction == parallel::Reduction::kCanonical,
+          .device = device_path(config)};
 }
 
 }  // namespace conclave::train

@@ -8,6 +8,7 @@
 #include <span>
 
 #include "core/failpoints.h"
+#include "model/device_figures.h"
 #include "model/executor.h"
 #include "model/gradient_norm.h"
 #include "model/partial_gradients.h"
@@ -81,6 +82,11 @@ class TrainStep {
     int64_t begin, end;
   };
 
+  bool on_device() const { return model_.device_path() != nullptr; }
+  Tensor view(std::span<float> data) const;
+  // The norm of the summed gradient, before the division. On the device path with it come the figures of all
+  // micro-batches: the one look of a step.
+  double settle();
   void accumulate(std::span<const Batch> batches);
   nn::Frame begin(const Batch& batch);
   void written(size_t stage);
@@ -113,7 +119,8 @@ class TrainStep {
   // Of the first micro-batch that has any.
   std::optional<std::string> dense_fault_, expert_fault_;
   model::RoutingTotals totals_;
-  int64_t step_number_ = 0;  // optimizer steps before the present one
+  std::optional<model::DeviceFigures> figures_;  // of the device path, in the present step
+  int64_t step_number_ = 0;                      // optimizer steps before the present one
 };
 
 model::TransformerConfig transformer_config(const RunConfig& config);

@@ -23,7 +23,8 @@ struct TrainConfig {
     field("global_batch_size", global_batch_size, "sequences in an optimizer step, over all ranks", config::kSize);
     field("micro_batch_size", micro_batch_size, "sequences a rank holds at a time; divides global_batch_size / dp",
           config::kSize);
-    field("precision", precision, "auto or fp32 (bf16 is not built yet)");
+    field("precision", precision,
+          "auto, fp32 or bf16 (with fp32 masters and gradients); auto = bf16 on a GPU, fp32 on the CPU");
     field("seed", seed, "seed of initialisation and of every random choice of the model", config::kNotNegative);
     field("device", device, "auto, cpu, or cuda (one GPU for each rank; needs a CUDA build)");
     field("max_time", max_time, "save and stop with exit code 75 after this time", config::kPositive);

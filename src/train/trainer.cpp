@@ -41,6 +41,9 @@ checkpoint::ConfigRecord config_record(const RunConfig& config) {
                     {"eval", config::to_json(config.eval)},
                     {"checkpoint", config::to_json(config.checkpoint)},
                     {"metrics", config::to_json(config.metrics)}};
+  // Where it is computed is no part of what is trained.
+  record.runtime["train"]["device"] = record.training["train"]["device"];
+  record.training["train"].erase("device");
   // How tokens travel, how experts are balanced and where weights began do not change what the weights mean.
   for (const char* key : {"balance", "capacity"}) record.training["moe"][key] = record.model["moe"][key];
   for (const char* key : {"balance", "capacity", "dispatch"}) record.model["moe"].erase(key);
@@ -74,9 +77,11 @@ void Trainer::resume() {
   request.mode = p_.config.checkpoint.resume;
   request.config = config_record(p_.config);
   p_.watchdog.beat(0, "load");
-  const auto state = full_state(p_.model, p_.step, p_.mesh);
+  HostCopies copies(p_.model);
+  const auto state = full_state(p_.model, p_.step, p_.mesh, &copies);
   const auto manifest = p_.store.resume(request, state);
   if (!manifest) return;
+  copies.write_back();
   const auto& saved = manifest->extra;
   if (saved.at("data") != p_.batches.fingerprint()) {
     throw DataError(
@@ -179,7 +184,8 @@ void Trainer::save() {
                      {"etp", p_.mesh.etp().size()},     {"zero", p_.config.parallel.zero}};
   contents.config = config_record(p_.config);
   contents.extra = {{"updates", p_.step.updates()}, {"data", p_.batches.fingerprint()}, {"metrics", metrics_->json()}};
-  const auto saved = p_.store.save(contents, full_state(p_.model, p_.step, p_.mesh));
+  HostCopies copies(p_.model);
+  const auto saved = p_.store.save(contents, full_state(p_.model, p_.step, p_.mesh, &copies));
   saved_step_ = step_;
   state_digest_ = saved.state.hex();
   p_.log.info("saved step {} ({:.1f} MB in {:.2f}s) state {} {}", step_, static_cast<double>(saved.bytes) / 1e6,

@@ -47,7 +47,7 @@ void check_unbuilt(const RunConfig& config, Rules& rules) {
   check_parallel_keys(config, rules);
   rules.one_of("data.packing", config.data.packing, {"concat"}, {"best_fit", "pad"});
   rules.one_of("optim.type", config.optim.type, {"adamw"}, {"adam", "sgd", "lion", "muon", "adafactor"});
-  rules.one_of("train.precision", config.train.precision, {"auto", "fp32"}, {"bf16", "fp16", "fp8"});
+  rules.one_of("train.precision", config.train.precision, {"auto", "fp32", "bf16"}, {"fp16", "fp8"});
   rules.unbuilt(config.train.distill.has_value(), "train.distill", "distillation");
   rules.unbuilt(config.checkpoint.async, "checkpoint.async", "saving while training goes on; set false");
   rules.one_of("checkpoint.verify", config.checkpoint.verify, {"full"}, {"sizes", "none"});

@@ -42,6 +42,7 @@ struct LayoutCase {
   // What makes the case worth its name, checked after every step.
   std::function<void(int64_t step, const train::StepReport&)> expect = [](int64_t, const auto&) {};
   bool padding = false;
+  std::optional<model::DevicePath> device = {};  // none: the host path
 };
 
 inline train::RunConfig layout_config(const LayoutCase& layout_case) {
@@ -157,7 +158,7 @@ class RankRun {
       : config_(config_of(layout, layout_case, reduction)),
         padding_(layout_case.padding),
         mesh_(world, config_.parallel),
-        model_(model_config(config_), mesh_),
+        model_(model_config(config_, layout_case), mesh_),
         failpoints_(failpoints, world.rank()),
         step_(config_, mesh_, model_, failpoints_) {
     layout_case.prepare(model_);
@@ -182,6 +183,7 @@ class RankRun {
   const train::RunConfig& config() const { return config_; }
   nn::Parameters& parameters() { return model_.parameters(); }
   const model::Transformer& model() const { return model_; }
+  model::Transformer& model() { return model_; }
   train::TrainStep& training() { return step_; }
 
  private:
@@ -201,8 +203,9 @@ class RankRun {
     train::resolve(config, layout.ranks());
     return config;
   }
-  static model::TransformerConfig model_config(const train::RunConfig& config) {
+  static model::TransformerConfig model_config(const train::RunConfig& config, const LayoutCase& layout_case) {
     auto of_model = train::transformer_config(config);
+    if (layout_case.device) of_model.device = layout_case.device;
     of_model.seed = 11;
     return of_model;
   }

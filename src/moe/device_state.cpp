@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "moe/device_state.h"
+
+namespace conclave::moe {
+
+void DeviceState::refresh() {
+  layers_.clear();
+  for (const MethodState& layer : state_.layers) {
+    MethodState& copies = layers_.emplace_back();
+    for (const auto& [name, value] : layer.entries())
+      copies.declare(name, value.to(device_, value.scalar_type(), /*non_blocking=*/true, /*copy=*/true));
+  }
+}
+
+Tensor DeviceState::get(int layer, std::string_view name) const {
+  check(layer < std::ssize(layers_), "the state is on the device before a layer runs");
+  return layers_[layer].get(name);
+}
+
+}  // namespace conclave::moe

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where kernel tests find a device, and what they ask of every kernel there: the same bits each time. The same tests
+// are linked with an emulated device (tests/cuda/emulated_device.cpp: runs anywhere, in several orders of blocks and
+// threads) and with a GPU (tests/cuda/gpu/gpu_device.cpp).
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+#include "kernels/tensor_checks.h"
+
+namespace conclave::kernels {
+
+// Why there is no device; empty where there is one.
+std::string device_absence();
+
+// A copy on the device.
+Tensor to_device(const Tensor& tensor);
+
+// Runs `body`, whose tensors are to_device()'s, and returns what it returns on the host. It runs several times: every
+// time must give the same bits.
+std::vector<Tensor> run_on_device(const std::function<std::vector<Tensor>()>& body);
+
+class DeviceTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string why = device_absence(); !why.empty()) GTEST_SKIP() << why;
+  }
+};
+
+Tensor index_tensor(const std::vector<int32_t>& values);
+
+// The types of rows that kernels take.
+inline const std::vector<at::ScalarType> kDeviceTypes = {at::kFloat, at::kBFloat16};
+
+// Every element within the roundings of one result and `sums` times that of fp32, measured against the largest element
+// of `expected` (double). A bf16 result is half a unit in its last place away: 2^-9 of its value.
+void expect_rounded(const Tensor& actual, const Tensor& expected, const std::string& what, double sums = 1);
+
+}  // namespace conclave::kernels

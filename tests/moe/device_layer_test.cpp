@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+// The MoE layer of the device path, run on tensors of the CPU, against the host's: output and every gradient; and that
+// the host never looks at a number of it.
+#include <ATen/ops/zeros_like.h>
+#include <gtest/gtest.h>
+
+#include "kernels/tensor_checks.h"
+#include "moe/device_experts.h"
+#include "support/moe_layer.h"
+#include "support/moe_methods.h"
+#include "support/tiny_models.h"
+
+namespace conclave::moe {
+namespace {
+
+using conclave::testing::LayerSize;
+using conclave::testing::MoeLayer;
+using kernels::random_tensor;
+
+struct DeviceResult {
+  Tensor y, dx, drouter, dgate_up_E2FD, ddown_EDF;
+  kernels::Routed routed;
+};
+
+// The weights of `host`, which has the same seed and names.
+class DeviceLayer {
+ public:
+  DeviceLayer(const MoeConfig& config, LayerSize size, at::ScalarType dtype, at::ScalarType compute) {
+    const int64_t E = size.experts, D = size.width, F = size.expert_width;
+    const RouteShape shape{.experts = E, .top_k = size.top_k, .vocab = 64};
+    router_ = parameters_.add(
+        {.parts = {{"router", {E, D}}}, .shape = {E, D}, .kind = nn::ParameterKind::kRouter, .init_std = 1.0});
+    const auto expert = [&](const char* part, int64_t e, std::vector<int64_t> sizes) {
+      return parameters_.add(
+          {.parts = {{fmt::format("{}.{}", part, e), sizes}}, .shape = sizes, .expert = true, .init_std = 0.7});
+    };
+    std::vector<ExpertWeights> experts(E);
+    for (int64_t e = 0; e < E; ++e) gate_up_.push_back(experts[e].gate_up_2FD = expert("gate_up", e, {2 * F, D}));
+    for (int64_t e = 0; e < E; ++e) down_.push_back(experts[e].down_DF = expert("down", e, {D, F}));
+    parameters_.allocate(dtype, 1);
+    parameters_.place(at::kCPU, compute);
+    Balancer(config.balance).declare(std::vector<int64_t>{E}, state_);
+    device_state_ = std::make_unique<DeviceState>(state_, at::kCPU);
+    route_ = std::make_unique<DeviceRouteStage>(nn::StageSite{"route", 0}, parameters_,
+                                                RouteConfig{config, {router_}, shape}, *device_state_);
+    route_->connect({.input = 0, .weights = 1, .decision = 2, .all_decisions = {2}});
+    experts_ = std::make_unique<DeviceExpertStage>(nn::StageSite{"experts", 1}, parameters_, experts,
+                                                   DeviceExpertSlots{0, 1, 2, 3});
+  }
+  MethodState& state() { return state_.layers[0]; }
+
+  DeviceResult run(const Batch& batch, const Tensor& x, const Tensor& dy, bool again = false) {
+    device_state_->refresh();
+    nn::Gradients gradients{at::zeros_like(parameters_.flat(false)), {at::zeros_like(parameters_.flat(true))}};
+    // As if a micro-batch had been there before.
+    for (Tensor* flat : {&gradients.dense, &gradients.experts[0]}) flat->fill_(fresh ? 1e9 : 0.0);
+    gradients.fresh = fresh;
+    nn::Frame frame(batch, 4, 2, &gradients);
+    frame.set_device({nn::copy_batch(batch, at::kCPU, 64, 4096), &reads_});
+    frame.value(0) = x;
+    route_->forward(frame);
+    experts_->forward(frame);
+    DeviceResult result{
+        .y = frame.value(3), .dx = {}, .drouter = {}, .dgate_up_E2FD = {}, .ddown_EDF = {}, .routed = {}};
+    frame.grad(3) = dy;
+    if (again) {
+      frame.forget(1);
+      experts_->forward_again(frame);
+    }
+    experts_->backward_input(frame);
+    experts_->backward_weight(frame);
+    route_->backward_input(frame);
+    route_->backward_weight(frame);
+    result.dx = frame.grad(0);
+    result.drouter = gradients.view(parameters_[router_]).clone();
+    result.dgate_up_E2FD = nn::stacked_view(gradients.experts[0], parameters_, gate_up_).clone();
+    result.ddown_EDF = nn::stacked_view(gradients.experts[0], parameters_, down_).clone();
+    result.routed = frame.object_as<DeviceDecision>(2).routed;
+    return result;
+  }
+  int64_t reads() const { return reads_.count(); }
+  bool fresh = true;
+
+ private:
+  nn::Parameters parameters_;
+  nn::ParameterId router_ = 0;
+  std::vector<nn::ParameterId> gate_up_, down_;
+  ModelState state_;
+  std::unique_ptr<DeviceState> device_state_;
+  std::unique_ptr<DeviceRouteStage> route_;
+  std::unique_ptr<DeviceExpertStage> experts_;
+  kernels::HostReads reads_;
+};
+
+// Relative to the largest element.
+void expect_near(const Tensor& actual, const Tensor& expected, double tolerance, const std::string& what) {
+  ASSERT_EQ(actual.sizes(), expected.sizes()) << what;
+  if (actual.numel() == 0) return;
+  const Tensor e = expected.to(at::kDouble), difference = (actual.to(at::kDouble) - e).abs();
+  EXPECT_LE(difference.max().item<double>(), tolerance * std::max(1e-3, e.abs().max().item<double>())) << what;
+}
+
+Batch padded_batch(int64_t sequences, int64_t length, int64_t padding) {
+  Batch batch = conclave::testing::random_batch(sequences, length, 23, 1);
+  for (int64_t t = batch.tokens_count() - padding; t < batch.tokens_count(); ++t)
+    batch.segment_ids[t] = -1, batch.loss_mask[t] = 0;
+  if (batch.tokens_count() > 5) batch.loss_mask[3] = 0;
+  return batch;
+}
+
+struct Case {
+  std::string name;
+  MoeConfig config;
+  LayerSize size;
+  int64_t sequences = 3, length = 7, padding = 4;
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const auto& methods : {conclave::testing::all_methods(), conclave::testing::router_methods()})
+    for (const auto& method : methods) {
+      const MoeConfig config = method.config();
+      const auto& losses = config.balance.losses;
+      const bool known = std::all_of(losses.begin(), losses.end(), [](const auto& loss) {
+        return loss.type == LossType::kSwitch || loss.type == LossType::kZ;
+      });
+      if (known && config.router.type == "topk" && !config.capacity.factor && config.router.jitter == 0 &&
+          config.router.second == "always")
+        all.push_back({method.name, config, {method.experts, method.top_k}});
+    }
+  const auto with = [](std::vector<BalanceLoss> losses) {
+    MoeConfig config;
+    config.balance.losses = std::move(losses);
+    return config;
+  };
+  using enum Convention;
+  for (const auto convention : {kMegatron, kSwitch, kGshard, kDeepspeed, kHuggingface, kDeepseek})
+    for (const int64_t k : {int64_t{2}, int64_t{3}})
+      all.push_back({fmt::format("Switch{}k{}", static_cast<int>(convention), k),
+                     with({{.type = LossType::kSwitch, .coef = 0.3, .convention = convention}}),
+                     {8, k}});
+  all.push_back(
+      {"Sequence", with({{.type = LossType::kSwitch, .coef = 0.3, .level = Level::kSequence}}), {8, 2}, 3, 7, 9});
+  all.push_back({"Global", with({{.type = LossType::kSwitch, .coef = 0.3, .level = Level::kGlobal}}), {8, 2}});
+  all.push_back({"ModelScope",
+                 with({{.type = LossType::kSwitch, .coef = 0.3, .convention = kHuggingface, .scope = Scope::kModel}}),
+                 {8, 2}});
+  all.push_back({"Several",
+                 with({{.type = LossType::kZ, .coef = 0.2},
+                       {.type = LossType::kSwitch, .coef = 0.1},
+                       {.type = LossType::kZ, .coef = 0.1},
+                       {.type = LossType::kSwitch, .coef = 0.2}}),
+                 {8, 2}});
+  all.push_back({"OneToken", with({{.coef = 0.1}}), {8, 2}, 1, 1, 0});
+  all.push_back({"NothingButPadding", with({{.coef = 0.1}, {.type = LossType::kZ}}), {8, 2}, 1, 5, 5});
+  all.push_back({"EmptyExperts", with({}), {64, 2}, 1, 3, 0});
+  all.push_back({"ManyExperts", with({{.coef = 0.1}}), {512, 8}, 2, 9, 1});
+  all.push_back({"AllExperts", with({}), {4, 4}});
+  all.push_back({"OneExpert", with({}), {1, 1}});
+  return all;
+}
+
+void prepare(MethodState& state, int64_t experts) {
+  if (state.has("bias")) state.get("bias").copy_(random_tensor({experts}, at::kFloat, 5) * 0.1);
+  if (state.has("last_counts")) state.get("last_counts").copy_(random_tensor({experts}, at::kFloat, 6).abs() * 100);
+}
+
+// Host and device in one type.
+void compare(const Case& c, at::ScalarType dtype, double tolerance) {
+  MoeLayer host(c.config, c.size, dtype);
+  DeviceLayer device(c.config, c.size, dtype, dtype);
+  prepare(host.state(), c.size.experts);
+  prepare(device.state(), c.size.experts);
+  const Batch batch = padded_batch(c.sequences, c.length, c.padding);
+  const Tensor x = random_tensor({batch.tokens_count(), c.size.width}, dtype, 2);
+  const Tensor dy = random_tensor({batch.tokens_count(), c.size.width}, dtype, 3);
+  const auto expected = host.run(batch, x, dy);
+  for (const bool again : {false, true}) {
+    const auto own = device.run(batch, x, dy, again);
+    expect_near(own.y, expected.y, tolerance, "y");
+    expect_near(own.dx, expected.dx, tolerance, "dx");
+    expect_near(own.drouter, expected.drouter, tolerance, "router");
+    expect_near(own.dgate_up_E2FD, expected.dexperts[0].gate_up_E2FD, tolerance, "gate and up");
+    expect_near(own.ddown_EDF, expected.dexperts[0].down_EDF, tolerance, "down");
+  }
+  EXPECT_EQ(device.reads(), 0) << "the host looks at nothing";
+}
+
+TEST(DeviceLayer, ComputesWhatTheHostComputes) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    compare(c, at::kDouble, 1e-12);
+    compare(c, at::kFloat, 1e-5);
+  }
+}
+
+TEST(DeviceLayer, AddsToTheGradientsOfTheMicroBatchBefore) {
+  const Case c = cases()[0];
+  DeviceLayer device(c.config, c.size, at::kDouble, at::kDouble);
+  const Batch batch = padded_batch(c.sequences, c.length, c.padding);
+  const Tensor x = random_tensor({batch.tokens_count(), c.size.width}, at::kDouble, 2);
+  const auto alone = device.run(batch, x, x);
+  device.fresh = false;
+  const auto added = device.run(batch, x, x);
+  expect_near(added.drouter, alone.drouter, 1e-12, "router");
+  expect_near(added.dgate_up_E2FD, alone.dgate_up_E2FD, 1e-12, "gate and up");
+  expect_near(added.ddown_EDF, alone.ddown_EDF, 1e-12, "down");
+}
+
+// A token moves every number by a rounding of 2^-8 or so; choices stay, since scores come from the same rounded input.
+TEST(DeviceLayer, InBf16IsWithinItsRoundingOfFloat) {
+  for (const Case& c : cases()) {
+    if (c.name == "NothingButPadding") continue;
+    SCOPED_TRACE(c.name);
+    DeviceLayer exact(c.config, c.size, at::kFloat, at::kFloat), rounded(c.config, c.size, at::kFloat, at::kBFloat16);
+    const Batch batch = padded_batch(c.sequences, c.length, c.padding);
+    const Tensor x = random_tensor({batch.tokens_count(), c.size.width}, at::kFloat, 2).to(at::kBFloat16);
+    const Tensor dy = random_tensor({batch.tokens_count(), c.size.width}, at::kFloat, 3).to(at::kBFloat16);
+    const auto expected = exact.run(batch, x.to(at::kFloat), dy.to(at::kFloat)), own = rounded.run(batch, x, dy);
+    kernels::expect_same_bits(own.routed.weights_TK, expected.routed.weights_TK, "the router computes in float");
+    EXPECT_EQ(own.y.scalar_type(), at::kBFloat16);
+    EXPECT_EQ(own.drouter.scalar_type(), at::kFloat);
+    const double tolerance = 0.03;
+    expect_near(own.y, expected.y, tolerance, "y");
+    expect_near(own.dx, expected.dx, tolerance, "dx");
+    expect_near(own.drouter, expected.drouter, tolerance, "router");
+    expect_near(own.dgate_up_E2FD, expected.dgate_up_E2FD, tolerance, "gate and up");
+    expect_near(own.ddown_EDF, expected.ddown_EDF, tolerance, "down");
+  }
+}
+
+TEST(DeviceLayer, TakesNoTokensAtAll) {
+  const Case c = cases()[0];
+  DeviceLayer device(c.config, c.size, at::kFloat, at::kFloat);
+  const Batch batch = padded_batch(0, 7, 0);
+  const Tensor none = at::zeros({0, c.size.width});
+  const auto result = device.run(batch, none, none);
+  EXPECT_EQ(result.y.sizes(), none.sizes());
+  EXPECT_EQ(result.ddown_EDF.abs().max().item<double>(), 0.0);
+}
+
+}  // namespace
+}  // namespace conclave::moe
