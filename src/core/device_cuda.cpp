@@ -44,10 +44,11 @@ void must(int code, const char* call) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // an error that is reported must not be met again by the next call
   if (error == cudaErrorMemoryAllocation)
-    throw Error(ExitCode::kBug,
-                fmt::format("{}: the GPU is out of memory: use a smaller train.micro_batch, more ranks, or a GPU with "
-                            "more memory",
-                            call));
+    throw Error(
+        ExitCode::kBug,
+        fmt::format("{}: the GPU is out of memory: use a smaller train.micro_batch_size, more ranks, or a GPU with "
+                    "more memory",
+                    call));
   throw Error(ExitCode::kBug,
               fmt::format("{} failed: {} ({})", call, cudaGetErrorString(error), cudaGetErrorName(error)));
 }

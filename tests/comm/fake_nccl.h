@@ -112,8 +112,8 @@ class FakeNccl : public comm::NcclLibrary, public DeviceBuffers {
     const std::lock_guard lock(mutex_);
     return *comms_[number];
   }
-  bool fails_next_send = false;
-  bool is_eager = false;  // the communication stream runs at once, as far as it may
+  bool fails_next_call = false;  // a send or broadcast
+  bool is_eager = false;         // the communication stream runs at once, as far as it may
 
   // --- NcclLibrary
   comm::NcclId make_id() override { return fabric_->make_id(); }
@@ -162,7 +162,7 @@ class FakeNccl : public comm::NcclLibrary, public DeviceBuffers {
   }
   State send(comm::NcclPlace place, std::span<const std::byte> data, int to) override {
     note(fmt::format("send {} to {}", data.size(), to));
-    if (std::exchange(fails_next_send, false)) return State::kFailed;
+    if (std::exchange(fails_next_call, false)) return State::kFailed;
     batch_->place = place;
     batch_->sends.push_back({data, to});
     return State::kDone;
@@ -174,6 +174,7 @@ class FakeNccl : public comm::NcclLibrary, public DeviceBuffers {
     return State::kDone;
   }
   State broadcast(comm::NcclPlace place, std::span<std::byte> data, int root) override {
+    if (std::exchange(fails_next_call, false)) return State::kFailed;
     return run(place, [=](comm::Transport& ranks) { ranks.broadcast(data, root); });
   }
   State all_gather(comm::NcclPlace place, std::span<const std::byte> send, std::span<std::byte> recv) override {

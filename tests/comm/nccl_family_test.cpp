@@ -21,8 +21,8 @@ using Strings = std::vector<std::string>;
 
 class NcclFamilyTest : public testing::Test {
  protected:
-  // Communicators of one rank.
-  std::unique_ptr<NcclFamily> family(const comm::NcclLimits& limits = {}) {
+  // Communicators of one rank; nobody looks after them unless a test wants it.
+  std::unique_ptr<NcclFamily> family(const comm::NcclLimits& limits = {.health_seconds = 1000}) {
     return std::make_unique<NcclFamily>(library_, limits);
   }
   comm::NcclComm join(NcclFamily& family) { return family.join(1, 0, library_->make_id()); }

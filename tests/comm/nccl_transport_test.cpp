@@ -156,7 +156,7 @@ TEST_F(NcclTransportFailureRanksTest, AFailedSendEndsItsBatchAndNamesTheExchange
   const auto outcomes = rank_outcomes(2, [&](const Group& host) {
     const Rank rank(fabric_, host);
     if (host.rank() == 1) return;
-    rank.library->fails_next_send = true;
+    rank.library->fails_next_call = true;
     Traffic traffic = make_traffic(rank.staged, 1);
     EXPECT_THROW(start(rank.staged, traffic), CommError);
     const auto calls = rank.library->calls();
@@ -165,6 +165,19 @@ TEST_F(NcclTransportFailureRanksTest, AFailedSendEndsItsBatchAndNamesTheExchange
     rank.staged.poll();
   });
   EXPECT_EQ(message_of(outcomes[0]), "NCCL: all_to_all failed: the fabric is torn") << "the first failure is kept";
+}
+
+TEST_F(NcclTransportFailureRanksTest, AFailedBroadcastInsideOfAGatherIsNotLost) {
+  const auto outcomes = rank_outcomes(2, [&](const Group& host) {
+    const Rank rank(fabric_, host);
+    if (host.rank() == 1) return;
+    rank.library->fails_next_call = true;
+    std::vector<int32_t> all(3);
+    const std::vector<int64_t> counts{1, 2};
+    rank.staged.all_gather_v(std::span<const int32_t>(all).first(1), std::span<int32_t>(all),
+                             std::span<const int64_t>(counts));
+  });
+  EXPECT_EQ(message_of(outcomes[0]), "NCCL: all_gather failed: the fabric is torn");
 }
 
 TEST_F(NcclTransportFailureRanksTest, AbortFreesTheGpuAndTellsTheOthers) {

@@ -11,8 +11,8 @@ command -v compute-sanitizer >/dev/null ||
 result=0 fields=()
 for tool in memcheck racecheck initcheck synccheck; do
   program gpu_tests
-  LOG="sanitizer_$tool" limited compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 1 \
-    "${PROGRAM[@]}" --gtest_brief=1
+  checker=(compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 1)
+  LOG="sanitizer_$tool" limited "${checker[@]}" "${PROGRAM[@]}" --gtest_brief=1
   [[ $STATUS -eq 0 ]] || result=1
   fields+=("$tool=$STATUS")
 done

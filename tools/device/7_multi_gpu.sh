@@ -3,7 +3,7 @@
 # Several GPUs, one rank each.
 # shellcheck source=tools/device/common.sh
 source "$(dirname "$0")/common.sh"
-usage_if_asked "On 2, 4 and 8 GPUs, as many as there are: the NCCL transport's conformance suite over mpirun, then 40 steps with the experts spread
+usage_if_asked "On 2, 4 and 8 GPUs, as many as there are: the NCCL transport's conformance suite over mpirun, then 40 steps with the batch spread
 over them, compared with one GPU." "$@"
 need_gpus 2
 
@@ -23,7 +23,7 @@ train() {
   mpirun_of conclave
   rm -rf "${OUT:?}/$name"
   LOG="multi_$name" limited "${MPIRUN[@]}" --bind-to none -n "$ranks" "${STARTED[@]}" train configs/tiny.yaml --run "$OUT/$name" \
-    --set train.steps=40 --set train.device=cuda --set train.precision=fp32 --set parallel.reduction=fast "$@"
+    --set train.steps=40 --set train.device=cuda --set train.precision=fp32 --set parallel.reduction=fast --set parallel.zero=0 "$@"
   [[ $STATUS -eq 0 ]] || result=1
 }
 
@@ -39,10 +39,10 @@ for ranks in 2 4 8; do
   [[ $STATUS -eq 0 ]] || result=1
   fields+=("nccl_$ranks=$STATUS")
   ((ranks <= 4)) || continue # the batch of configs/tiny.yaml has four micro-batches
-  train "ep$ranks" "$ranks" --set parallel.ep="$ranks"
-  python3 tools/device/compare_losses.py "$OUT/one/metrics.jsonl" "$OUT/ep$ranks/metrics.jsonl" --first 40 1e-3 --json "$OUT/ep$ranks.json" ||
+  train "dp$ranks" "$ranks"
+  python3 tools/device/compare_losses.py "$OUT/one/metrics.jsonl" "$OUT/dp$ranks/metrics.jsonl" --first 40 1e-3 --json "$OUT/dp$ranks.json" ||
     result=1
-  [[ ! -f "$OUT/ep$ranks.json" ]] || fields+=("ep_$ranks=@$OUT/ep$ranks.json")
+  [[ ! -f "$OUT/dp$ranks.json" ]] || fields+=("dp_$ranks=@$OUT/dp$ranks.json")
 done
 record multi_gpu status="$result" seconds="$SECONDS" gpus_used="$gpus" "${fields[@]}"
 exit "$result"
