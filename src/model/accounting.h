@@ -76,7 +76,7 @@ struct MemoryPlan {
   int64_t micro_batch_tokens = 0;  // of the tp ranks together
   parallel::Reduction reduction = parallel::Reduction::kFast;
   Recompute recompute = Recompute::kNone;
-  int64_t zero = 0;  // 1: moments are sharded over the ranks that hold the same parameters
+  int64_t zero = 0;       // 1: moments are sharded over the ranks that hold the same parameters
   int64_t in_flight = 1;  // micro-batches that an executor runs against each other
 
   int64_t sources() const { return ep * etp; }                   // ranks that send tokens to a rank's experts
@@ -99,7 +99,8 @@ struct RankBytes {
 };
 
 // Gradient sets a rank holds: canonical reduction sums micro-batches on a binary tree, which takes 1 + log2(M / dp) of
-// them, and more with more than two in flight. Throws ConfigError where M / dp is not a power of two (canonical) or not whole.
+// them, and more with more than two in flight. Throws ConfigError where M / dp is not a power of two (canonical) or not
+// whole.
 int64_t gradient_buffers(const MemoryPlan& plan);
 
 // Throws ConfigError where ep x etp does not divide dp x tp, or ep a layer's experts.

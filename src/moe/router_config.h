@@ -101,8 +101,7 @@ struct RouterConfig {
   std::optional<std::string> replay;
 
   void fields(auto&& field) {
-    field("type", type,
-          "how experts are chosen: topk, noisy_topk, hash, sinkhorn, relu, expert_choice, sparsemixer, hierarchical");
+    field("type", type, "how experts are chosen; conclave methods list has all");
     field("score", score, "how logits become scores");
     field("score_before_topk", score_before_topk, "score over all experts, then choose; false = over the chosen ones");
     field("norm_topk_prob", norm_topk_prob, "divide the chosen weights by their sum");

@@ -64,7 +64,7 @@ TrainStep::TrainStep(const RunConfig& config, const parallel::Mesh& mesh, model:
       failpoints_(failpoints),
       probe_(probe),
       executor_(model::Executor::make({config.parallel.executor, config.parallel.micro_batches_in_flight}, model,
-                                       &timeline_)),
+                                      &timeline_)),
       unwinding_(std::uncaught_exceptions()),
       buckets_(model::plan_buckets(model.parameters(), model.stages())),
       progress_(buckets_, model.stages().size()),

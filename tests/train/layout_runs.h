@@ -297,9 +297,8 @@ struct Alone {
 // Executors against the sequential one: the same bits with micro-batches in flight, close with chunks.
 inline void expect_executor_promises(const comm::Group& world, Layout layout, const LayoutCase& layout_case,
                                      const Alone& alone) {
-  for (const auto executor : {parallel::ExecutorType::kInterleaved, parallel::ExecutorType::kChunked}) {
-    layout.executor = executor;
-    const bool interleaved = executor == parallel::ExecutorType::kInterleaved;
+  for (const bool interleaved : {true, false}) {
+    layout.executor = interleaved ? parallel::ExecutorType::kInterleaved : parallel::ExecutorType::kChunked;
     SCOPED_TRACE(fmt::format("{}: dp {} ep {} {}, rank {}", layout_case.name, layout.dp, layout.ep,
                              interleaved ? "interleaved" : "chunked", world.rank()));
     for (layout.in_flight = 2; interleaved && layout.in_flight <= 3; ++layout.in_flight)
