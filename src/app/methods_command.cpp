@@ -54,7 +54,9 @@ std::string_view meaning_of(moe::Causality causality) {
 
 std::string options_text(const std::string& path) {
   const config::Schema schema = train::run_schema();
-  const config::Schema* section = config::find(schema, path);
+  std::string first = path;  // of a list: of its first item
+  if (const size_t at = first.find("[]"); at != std::string::npos) first.insert(at + 1, "0");
+  const config::Schema* section = config::find(schema, first);
   if (section == nullptr || section->children.empty()) return {};
   std::string text = fmt::format("  keys of its own, below {}:\n", path);
   for (const auto& child : section->children) text += fmt::format("    {:<18} {}\n", child.key, child.doc);

@@ -25,7 +25,7 @@ std::vector<Method> device_methods() {
     for (const auto& method : all) {
       const MoeConfig config = method.config();
       if (config.router.type == "topk" && !config.capacity.factor && config.router.jitter == 0 &&
-          config.router.second == "always")
+          config.router.second == "always" && !config.router.top_p)
         methods.push_back(method);
     }
   methods.push_back({"ManyExperts", 512, 8, [](MoeConfig& c) { c.balance.bias.update_rate = 1e-3; }});

@@ -229,7 +229,7 @@ const std::vector<BadConfig> kRelations = {
      "the width 30 of layer 0 cannot be shared by tp 4 ranks (30 % 4 = 2)"},
     {"ExpertWidthOverTensorRanks", "moe: {expert_hidden_size: 30}\nparallel: {tp: 4, etp: 4}\n", "4:24",
      "the width 30 of layer 0 cannot be shared by etp 4 ranks (30 % 4 = 2)"},
-    {"ManyInFlight", "parallel: {executor: interleaved, micro_batches_in_flight: 9}\n", "3:61",
+    {"ManyInFlight", "parallel: {executor: interleaved, micro_batches_in_flight: 9}\n", "3:60",
      "9 micro-batches in flight; use at most 8"},
     {"ManyChunks", "parallel: {executor: chunked, chunks: 65}\n", "3:39", "65 chunks; use at most 64"},
     {"RankOrder", "parallel: {rank_order: [tp, cp, dp]}\n", "3:24", "must name each of pp, dp, cp and tp once"},
