@@ -132,7 +132,7 @@ std::string memory_table(const train::RunConfig& config, const model::ModelShape
                 row("  master copy (fp32: none)", bytes.master),
                 row("  AdamW moments", bytes.moments),
                 row("  activations (estimate)", bytes.activations),
-                row("  gradients under way (at most)", bytes.received),
+                row("  gradients under way (estimate)", bytes.received),
                 row("  total", bytes.total())});
 }
 

@@ -12,7 +12,9 @@ comm::DeviceChoice take_device(const train::RunConfig& config, const comm::World
   if (wanted == "cpu") return {};
   const auto obstacles = train::device_obstacles(config);
   comm::DeviceChoice choice;
-  if (wanted == "auto" && !obstacles.empty()) {
+  if (wanted == "auto" && world.size() > 1 && config.comm.backend == "mpi") {
+    choice.reason = "comm.backend: mpi moves what lies in host memory; auto or nccl go with GPUs";
+  } else if (wanted == "auto" && !obstacles.empty()) {
     // Known before anybody looks for a GPU. Where one is asked for, the configuration was refused.
     choice.reason = fmt::format("{}: no {} on a GPU yet; {}", obstacles[0].key, obstacles[0].what, obstacles[0].remedy);
   } else {
@@ -23,9 +25,12 @@ comm::DeviceChoice take_device(const train::RunConfig& config, const comm::World
     return choice;
   }
   device::use(choice.index);
+  // cuBLAS repeats its bits only with a workspace of a set size, asked for before its first product.
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+  check(at::globalContext().hasCUDA(), "LibTorch was asked for CUDA before its CUDA library was loaded");
   // A run that is repeated has the same bits: flash attention's backward adds in any order otherwise. Filling memory
   // that nobody reads is what deterministic algorithms also ask for, and is not wanted.
-  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
   at::globalContext().setDeterministicFillUninitializedMemory(false);
   log.info("device cuda: GPU {}, {}", choice.index, device::describe(choice.index));
   return choice;

@@ -193,16 +193,18 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
   return manifest;
 }
 
-std::string difference(const Json& saved, const Json& now) {
+std::string difference(const Json& saved, const Json& now, const Json& defaults) {
   if (saved == now) return "";
   if (!saved.is_structured() || !now.is_structured()) return fmt::format("{}, now {}", saved.dump(), now.dump());
   const auto before = saved.flatten(), after = now.flatten();
+  const auto without = defaults.is_structured() ? defaults.flatten() : Json::object();
   std::set<std::string> keys;
   for (const auto* side : {&before, &after})
     for (const auto& [key, value] : side->items()) keys.insert(key);
   std::string text;
   for (const auto& key : keys) {
-    const auto old_value = before.value(key, Json("absent")), new_value = after.value(key, Json("absent"));
+    const auto old_value = before.value(key, without.value(key, Json("absent")));
+    const auto new_value = after.value(key, Json("absent"));
     if (old_value == new_value) continue;
     std::string name = key.substr(key.empty() ? 0 : 1);
     std::replace(name.begin(), name.end(), '/', '.');

@@ -74,7 +74,7 @@ std::string manifest_text(const Manifest& manifest);
 // Throws DataError, naming `where`, unless the text is whole, of a version we know, and consistent in itself.
 Manifest parse_manifest(const std::string& text, const std::string& where);
 
-// "model.layers: 4, now 6; ..." for each leaf that differs; empty when equal.
-std::string difference(const Json& saved, const Json& now);
+// "model.layers: 4, now 6; ..." for each leaf that differs; empty when equal. What `saved` lacks was as in `defaults`.
+std::string difference(const Json& saved, const Json& now, const Json& defaults = {});
 
 }  // namespace conclave::checkpoint

@@ -17,12 +17,12 @@ struct Attempt {
 
 void check_config(const Attempt& attempt, const Manifest& manifest) {
   if (!attempt.request.check_config) return;
-  const auto& now = attempt.request.config;
-  if (const auto text = difference(manifest.config.model, now.model); !text.empty())
+  const auto &now = attempt.request.config, &defaults = attempt.request.defaults;
+  if (const auto text = difference(manifest.config.model, now.model, defaults.model); !text.empty())
     throw ConfigError(
         "the checkpoint of step {} belongs to another model: {}. Use the saved values, or another --run directory",
         manifest.step, text);
-  if (const auto text = difference(manifest.config.training, now.training); !text.empty())
+  if (const auto text = difference(manifest.config.training, now.training, defaults.training); !text.empty())
     attempt.log.warn("training configuration changed since step {}: {}", manifest.step, text);
 }
 

@@ -16,6 +16,8 @@ struct ResumeRequest {
   std::string mode = "auto";
   std::string run_id;   // checkpoints of the run directory that belong to another run are passed over; empty = any
   ConfigRecord config;  // now; compared with the one saved
+  // What a key stood for that the saved record lacks: keys that are newer than the checkpoint.
+  ConfigRecord defaults = {};
   bool check_config = true;
   LoadOptions load;
 };

@@ -143,7 +143,8 @@ int64_t gradient_buffers(const MemoryPlan& plan) {
         local);
   // Sums of complete subtrees beside the micro-batches that run: 1 + log2 of all while at most two run.
   int64_t most = 0;
-  for (uint64_t done = 0; done < local; ++done)
+  // A round of micro-batches begins when the one before it has ended.
+  for (uint64_t done = 0; done < local; done += static_cast<uint64_t>(plan.in_flight))
     most = std::max<int64_t>(most, std::popcount(done) + std::min<int64_t>(plan.in_flight, local - done));
   return most;
 }

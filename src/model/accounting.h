@@ -93,7 +93,7 @@ struct RankBytes {
   int64_t master = 0;
   int64_t moments = 0;
   int64_t activations = 0;
-  int64_t received = 0;  // at most: other ranks' gradients of the buckets that are being summed
+  int64_t received = 0;  // estimate: other ranks' gradients of the buckets that are being summed
 
   int64_t total() const { return parameters + gradients + master + moments + activations + received; }
 };

@@ -178,6 +178,9 @@ void check_loss(const RunConfig& config, size_t index, Rules& rules) {
     case LossType::kEntropy:
       rules.require(config.moe.router.score == moe::Score::kSoftmax, {path + ".type", "moe.router.score"},
                     "an entropy loss is of a softmax");
+      rules.require(!router.is({"sinkhorn"}) || config.moe.top_k * config.moe.granularity > 1,
+                    {path + ".type", "moe.router.type", "moe.top_k"},
+                    "an entropy loss is of a softmax, and sinkhorn with one expert for each token scores by a sigmoid");
       return needs(!router.is({"relu", "hash"}), "an entropy loss needs a softmax");
     case LossType::kImportance:
       return needs(!router.is({"hash"}), "an importance loss needs weights that learn");

@@ -119,8 +119,16 @@ void check_capacity(const RunConfig& config, Rules& rules) {
   const bool dropless = !capacity.factor && !capacity.eval_factor;
   rules.warn_if(capacity.renormalize && dropless, {"moe.capacity.renormalize"},
                 "has no effect without moe.capacity.factor: nothing is dropped");
-  rules.warn_if(capacity.policy != defaults.policy && !capacity.factor, {"moe.capacity.policy"},
+  rules.warn_if(capacity.factor && config.moe.router.top_p, {"moe.capacity.factor", "moe.router.top_p"},
+                fmt::format("capacity is planned for {} experts of a token (moe.top_k), and top_p may take more",
+                            config.moe.top_k * config.moe.granularity));
+  const bool spills = capacity.policy == moe::DropPolicy::kSpill && capacity.eval_factor;
+  rules.warn_if(capacity.policy != defaults.policy && !capacity.factor && !spills, {"moe.capacity.policy"},
                 "has no effect without moe.capacity.factor: training drops nothing, and evaluation drops by position");
+  rules.warn_if(capacity.renormalize && capacity.factor && config.moe.top_k * config.moe.granularity == 1,
+                {"moe.capacity.renormalize", "moe.top_k"},
+                "with one expert for each token the weight that survives is always 1, so the router learns from the "
+                "auxiliary losses only");
   rules.warn_if(capacity.min != defaults.min && dropless, {"moe.capacity.min"},
                 "has no effect without moe.capacity.factor: experts take every token");
 }

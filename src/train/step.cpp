@@ -220,6 +220,7 @@ double TrainStep::settle() {
   if (!on_device()) return norm_(gradient_sum(false), gradient_sum(true));
   const std::vector<double> squares = figures_->read({kernels::device_slice_sums_of_squares(gradient_sum(false)),
                                                       kernels::device_slice_sums_of_squares(gradient_sum(true))});
+  mesh_.dp().poll();  // throws where the sums were broken off
   losses_ = figures_->losses();
   figures_->add_to(totals_);
   return std::sqrt(tree_sum(std::span<const double>(squares)));

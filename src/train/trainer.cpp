@@ -54,7 +54,7 @@ checkpoint::ConfigRecord config_record(const RunConfig& config) {
   auto& l1 = record.model["moe"]["l1"] = Json::array();
   for (const auto& loss : config.moe.balance.losses) l1.push_back(config::tree_to_json(config::to_node(loss.l1)));
   for (const char* key :
-       {"jitter", "second", "second_threshold", "noisy_topk", "sinkhorn", "expert_choice", "frozen", "sparsemixer"}) {
+       {"jitter", "second", "second_threshold", "noisy_topk", "sinkhorn", "expert_choice", "frozen"}) {
     record.training["moe"]["router"][key] = record.model["moe"]["router"][key];
     record.model["moe"]["router"].erase(key);
   }
@@ -77,6 +77,7 @@ void Trainer::resume() {
   checkpoint::ResumeRequest request;
   request.mode = p_.config.checkpoint.resume;
   request.config = config_record(p_.config);
+  request.defaults = config_record(RunConfig());
   p_.watchdog.beat(0, "load");
   HostCopies copies(p_.model);
   const auto state = full_state(p_.model, p_.step, p_.mesh, &copies);

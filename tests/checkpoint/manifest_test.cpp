@@ -112,6 +112,9 @@ TEST(ManifestTest, AKeyGivenTwiceIsRefused) {
 
 TEST(ManifestTest, ADifferenceNamesEveryLeaf) {
   EXPECT_EQ(difference({{"a", 1}, {"b", {{"c", "x"}}}}, {{"a", 1}, {"b", {{"c", "x"}}}}), "");
+  // A key that is newer than the record stood for its default.
+  EXPECT_EQ(difference({{"a", 1}}, {{"a", 1}, {"b", {{"c", 2}}}}, {{"a", 0}, {"b", {{"c", 2}}}}), "");
+  EXPECT_EQ(difference({{"a", 1}}, {{"a", 1}, {"b", {{"c", 3}}}}, {{"a", 0}, {"b", {{"c", 2}}}}), "b.c: 2, now 3");
   EXPECT_EQ(difference({{"a", 1}, {"b", {{"c", "x"}}}}, {{"a", 2}, {"d", nullptr}}),
             "a: 1, now 2; b.c: \"x\", now \"absent\"; d: \"absent\", now null");
 }

@@ -330,6 +330,7 @@ TEST(AccountingMemory, CanonicalReductionKeepsALogarithmOfGradientSets) {
   EXPECT_EQ(in_flight(2, 8), 4);
   EXPECT_EQ(in_flight(3, 8), 5);
   EXPECT_EQ(in_flight(3, 2), 2);
+  EXPECT_EQ(in_flight(3, 4), 3);
   EXPECT_EQ(in_flight(8, 8), 8);
   EXPECT_THROW(sets(1, 6), ConfigError);
   EXPECT_THROW(gradient_buffers({.dp = 3, .micro_batches = 8, .reduction = kFast}), ConfigError);

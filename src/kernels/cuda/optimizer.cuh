@@ -38,7 +38,7 @@ __global__ void slice_sums_kernel(const float* x, int64_t count, double* sums_S)
 
 // One block. Neighbours are added, then neighbouring sums, a last one without a neighbour is carried: that is the tree
 // of core/tree_sum.h from its leaves.
-__global__ void tree_sum_kernel(double* values, int64_t count, double* total) {
+__global__ void __launch_bounds__(1024) tree_sum_kernel(double* values, int64_t count, double* total) {
   for (int64_t distance = 1; distance < count; distance *= 2) {
     for (int64_t i = threadIdx.x * 2 * distance; i + distance < count; i += blockDim.x * 2 * distance) {
       values[i] += values[i + distance];

@@ -50,7 +50,7 @@ __device__ void clear_row(T* row, int64_t n) {
 }
 
 template <typename T, int kWidth>
-__global__ void cross_entropy_rows_kernel(CrossEntropy a) {
+__global__ void __launch_bounds__(1024) cross_entropy_rows_kernel(CrossEntropy a) {
   const int64_t i = blockIdx.x, target = a.targets_N[i];
   T* row = static_cast<T*>(a.logits_NV) + i * a.n;
   const float mask = a.mask_N[i];
@@ -67,7 +67,7 @@ __global__ void cross_entropy_rows_kernel(CrossEntropy a) {
 }
 
 template <typename T, int kWidth>
-__global__ void cross_entropy_part_kernel(CrossEntropyPart a) {
+__global__ void __launch_bounds__(1024) cross_entropy_part_kernel(CrossEntropyPart a) {
   const int64_t i = blockIdx.x, column = a.targets_N[i] - a.first;
   T* row = static_cast<T*>(a.logits_NV) + i * a.n;
   const float mask = a.mask_N[i];
@@ -86,7 +86,7 @@ __global__ void cross_entropy_part_kernel(CrossEntropyPart a) {
 }
 
 template <typename T, int kWidth>
-__global__ void finish_cross_entropy_part_kernel(CrossEntropyPart a) {
+__global__ void __launch_bounds__(1024) finish_cross_entropy_part_kernel(CrossEntropyPart a) {
   const int64_t i = blockIdx.x, column = a.targets_N[i] - a.first;
   const float mask = a.mask_N[i], share = a.share_N[i];
   if (threadIdx.x == 0) a.loss_N[i] = mask == 0 ? 0.0f : a.loss_N[i] * mask;
@@ -101,7 +101,7 @@ __global__ void finish_cross_entropy_part_kernel(CrossEntropyPart a) {
 }
 
 template <int kWidth>
-__global__ void softmax_rows_kernel(SoftmaxRows a) {
+__global__ void __launch_bounds__(1024) softmax_rows_kernel(SoftmaxRows a) {
   const int64_t i = blockIdx.x;
   const float* row = a.logits_TE + i * a.n;
   const Logarithm logarithm = log_sum_exp<kWidth>(row, a.n, shared_memory<float>());

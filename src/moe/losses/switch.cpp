@@ -153,7 +153,7 @@ AuxiliaryLoss::Row switch_loss() {
           .label = "lb",
           .what = "load balance by counts and mean scores",
           .source = "Fedus et al. 2021, arXiv 2101.03961, and relatives",
-          .equation = "coef * sum_e a_e P_e, a_e = E c_e / (k T)",
+          .equation = "coef * sum_e a_e P_e, a_e = E c_e / sum c",
           .make = [](const BalanceLoss& config) -> std::unique_ptr<AuxiliaryLoss> {
             return std::make_unique<SwitchLoss>(config);
           }};

@@ -2,8 +2,8 @@
 // Spill to the next choice (methods.md 7.1; Switch's "no token left behind"): by position, and a pick whose expert is
 // full asks the token's next best expert by logits among those it does not have, then the one after, `hops` of them at
 // most. It weighs what the expert that takes it weighs; with capacity.renormalize the weights of what was kept are
-// divided by their sum. With room for all picks in total and enough hops no token loses all of its picks. Losses and
-// the loss-free bias count what was asked first.
+// divided by their sum. With room for all picks in total and enough hops no token loses all of its picks. Losses
+// of counts go by what was asked first.
 #include <algorithm>
 #include <numeric>
 

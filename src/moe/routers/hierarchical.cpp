@@ -116,6 +116,15 @@ void HierarchicalRouter::choose(const Gates& gates, Choice& choice) const {
     for (int64_t j = 0; j < member_k_; ++j)
       ids.push_back(static_cast<int32_t>(groups[i] * members_ + members[row * member_k_ + j]));
   }
+  // Best first by the product of both levels.
+  by_dtype(choice.probs_TE, [&](auto zero) {
+    const auto probs = elements<decltype(zero)>(choice.probs_TE);
+    const int64_t picks = group_k_ * member_k_;
+    for (int64_t t = 0; t < tokens; ++t)
+      std::stable_sort(ids.begin() + t * picks, ids.begin() + (t + 1) * picks, [&](int32_t a, int32_t b) {
+        return probs[t * choice.experts + a] > probs[t * choice.experts + b];
+      });
+  });
   choice.picks = even_picks(std::move(ids), tokens);
 }
 

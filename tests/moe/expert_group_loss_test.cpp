@@ -39,7 +39,7 @@ Routed with_padding(const RouterConfig& config, int64_t experts, int64_t top_k, 
   return setup;
 }
 
-TEST(DeviceLoss, WithOneExpertOnEachDeviceIsTheExpertLoss) {
+TEST(ExpertGroupLoss, WithOneExpertOnEachDeviceIsTheExpertLoss) {
   for (const auto score : {Score::kSoftmax, Score::kSigmoid}) {
     const auto setup = with_padding({.score = score}, 8, 3, 20);
     const auto decision = decided(setup, random_tensor({20, 8}, at::kDouble, 1));
@@ -52,7 +52,7 @@ TEST(DeviceLoss, WithOneExpertOnEachDeviceIsTheExpertLoss) {
   }
 }
 
-TEST(DeviceLoss, IsTheMeanCountAndTheSumOfAffinities) {
+TEST(ExpertGroupLoss, IsTheMeanCountAndTheSumOfAffinities) {
   const auto setup = with_padding({}, 6, 2, 30);
   const auto decision = decided(setup, random_tensor({30, 6}, at::kDouble, 1));
   double expected = 0;
@@ -69,7 +69,7 @@ TEST(DeviceLoss, IsTheMeanCountAndTheSumOfAffinities) {
   EXPECT_NEAR(loss_of({.type = LossType::kDevice, .devices = 3}, setup, decision).value, expected, 1e-12);
 }
 
-TEST(DeviceLossCommunication, CountsATokenOnceForEachDevice) {
+TEST(ExpertGroupLossCommunication, CountsATokenOnceForEachDevice) {
   const auto setup = with_padding({}, 6, 2, 30);
   // The first half of the tokens takes experts 0 and 1 (one device), the others 1 and 2 (two devices).
   Tensor logits = at::zeros({30, 6}, at::kDouble);
@@ -85,7 +85,7 @@ TEST(DeviceLossCommunication, CountsATokenOnceForEachDevice) {
   EXPECT_NEAR(loss_of(config, setup, decision).value, expected, 1e-12);
 }
 
-TEST(DeviceLossVariance, OfEqualWeightsIsZeroAndElseNegative) {
+TEST(VarianceLoss, OfEqualWeightsIsZeroAndElseNegative) {
   const BalanceLoss config{.type = LossType::kVariance};
   const auto all = with_padding({}, 4, 4, 20);
   EXPECT_NEAR(loss_of(config, all, decided(all, at::arange(4, at::kDouble).expand({20, 4}).contiguous())).value, 0.0,
@@ -94,7 +94,7 @@ TEST(DeviceLossVariance, OfEqualWeightsIsZeroAndElseNegative) {
   EXPECT_LT(loss_of(config, setup, decided(setup, random_tensor({20, 8}, at::kDouble, 1))).value, -1e-3);
 }
 
-TEST(DeviceLossVariance, IsOfTheWeightsWithZerosForWhatWasNotChosen) {
+TEST(VarianceLoss, IsOfTheWeightsWithZerosForWhatWasNotChosen) {
   const auto setup = with_padding({}, 8, 2, 20);
   const auto decision = decided(setup, random_tensor({20, 8}, at::kDouble, 1));
   Tensor weights = at::zeros({18, 8}, at::kDouble);
@@ -110,14 +110,14 @@ TEST(DeviceLossVariance, IsOfTheWeightsWithZerosForWhatWasNotChosen) {
   }
 }
 
-TEST(DeviceLossEntropy, OfEqualLogitsIsTheLogarithmAndFlat) {
+TEST(EntropyLoss, OfEqualLogitsIsTheLogarithmAndFlat) {
   const auto setup = with_padding({}, 8, 2, 20);
   const auto loss = loss_of({.type = LossType::kEntropy}, setup, decided(setup, at::zeros({20, 8}, at::kDouble)));
   EXPECT_NEAR(loss.value, std::log(8), 1e-12);
   EXPECT_LT(loss.gradients.logits_TE.abs().max().item<double>(), 1e-15);
 }
 
-TEST(DeviceLossTopP, TakesTheFewestExpertsThatAddUpToP) {
+TEST(TopP, TakesTheFewestExpertsThatAddUpToP) {
   const Tensor logits = random_tensor({40, 8}, at::kDouble, 4) * 2;
   for (const double p : {0.05, 0.4, 0.6, 0.9, 1.0}) {
     Routed setup({.top_p = p}, {.experts = 8, .top_k = 2}, 40);
@@ -137,7 +137,7 @@ TEST(DeviceLossTopP, TakesTheFewestExpertsThatAddUpToP) {
   }
 }
 
-TEST(DeviceLossTopP, ASwitchLossCountsTheChoicesThatWereMade) {
+TEST(TopP, ASwitchLossCountsTheChoicesThatWereMade) {
   Routed setup({.top_p = 0.7}, {.experts = 8, .top_k = 1}, 24);
   // Everyone takes several experts, each expert equally often: balanced, whatever top_k says.
   Tensor logits = at::zeros({24, 8}, at::kDouble);
