@@ -230,7 +230,7 @@ const std::vector<BadConfig> kRelations = {
     {"ExpertWidthOverTensorRanks", "moe: {expert_hidden_size: 30}\nparallel: {tp: 4, etp: 4}\n", "4:24",
      "the width 30 of layer 0 cannot be shared by etp 4 ranks (30 % 4 = 2)"},
     {"EntropyOfASigmoid",
-     "moe: {top_k: 1, router: {type: sinkhorn}, balance: {losses: [{type: entropy, coef: 1e-3}]}}\n", "3:67",
+     "moe: {top_k: 1, router: {type: sinkhorn}, balance: {losses: [{type: entropy, coef: 1e-3}]}}\n", "3:69",
      "sinkhorn with one expert for each token scores by a sigmoid"},
     {"ManyInFlight", "parallel: {executor: interleaved, micro_batches_in_flight: 9}\n", "3:60",
      "9 micro-batches in flight; use at most 8"},
