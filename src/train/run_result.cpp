@@ -20,7 +20,7 @@ std::string config_digest(const RunConfig& config) {
   auto json = config::to_json(config);  // keys sorted
   for (const char* section : {"parallel", "comm", "metrics", "checkpoint", "memory"}) json.erase(section);
   json["eval"].erase("every");
-  for (const char* key : {"max_time", "hang_timeout", "profile"}) json["train"].erase(key);
+  for (const char* key : {"device", "max_time", "hang_timeout", "profile"}) json["train"].erase(key);
   return checkpoint::xxh3(json.dump()).hex();
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Training over processes has the bits of one process: the body of tests/train/layout_test.cpp; tensor parallelism is
 // as close to it as over threads.
+#include <algorithm>
+
 #include "launched/launched_world.h"
 #include "train/layout_runs.h"
 
@@ -51,11 +53,14 @@ TEST_P(TrainingLaunchedTest, InterleavedIsBitwiseAndChunkedIsClose) {
 
 // Sums beside backward and weights beside forward, moved on by polls and by a thread; no message counts as eager.
 TEST(TrainingLaunchedOverlapTest, ChangesNoBit) {
-  const LayoutCase wide{.name = "Wide", .change = [](auto& config) { config.train.micro_batch_size = 4; }};
   for (const auto by : {comm::ProgressBy::kThread, comm::ProgressBy::kPoll}) {
     const auto progress = std::make_shared<comm::Progress>();
     progress->advance_by(by);
     const comm::Group world(comm::make_mpi_world({.eager_bytes = 0}, progress));
+    const LayoutCase wide{.name = "Wide", .change = [&](auto& config) {
+                            config.train.micro_batch_size = 4;
+                            config.train.global_batch_size = std::max<int64_t>(16, 4 * world.size());
+                          }};
     std::vector<Layout> layouts{{.dp = world.size()}, {.dp = world.size(), .ep = world.size()}};
     if (world.size() % 2 == 0) layouts.push_back({.dp = world.size() / 2, .ep = 2, .tp = 2});
     for (Layout layout : layouts)
