@@ -10,8 +10,10 @@
 namespace conclave::sweep {
 namespace {
 
+// A number may be written in two ways, and the name of a file is more than its label.
 bool same(const std::string& path, const std::string& label, const config::Node& value) {
-  return value.is_scalar() ? agrees({path, config::scalar_node(label), label}, value) : label_of(path, value) == label;
+  const bool equal = value.is_scalar() && agrees({path, config::scalar_node(label), label}, value);
+  return equal || label_of(path, value) == label;
 }
 
 // The cell that `cell` is compared with: the baseline's values where it names them, its own elsewhere.

@@ -69,6 +69,20 @@ TEST_F(SweepReportTest, PairsEverySettingWithTheBaselineOfItsOwnKindBySeed) {
   EXPECT_NEAR(report.effects[3].effect, 0.5, 1e-9) << "lr 2e-3 costs half a nat beside the mean";
 }
 
+TEST_F(SweepReportTest, AFileMayBeTheBaseline) {
+  files_.write("m/one.yaml", "moe: {top_k: 1}\n");
+  files_.write("m/two.yaml", "moe: {top_k: 2}\n");
+  const Plan plan = files_.plan(
+      "axes: {include: [m/one.yaml, m/two.yaml]}\nseeds: [1, 2]\nbaseline: {include: m/one.yaml}\nname: made-up\n");
+  folder_.write(plan);
+  for (const auto& run : plan.runs) finish(run, run.config.moe.top_k == 1 ? 3 : 2);
+  const Report report = make_report(plan.sweep, folder_);
+  ASSERT_EQ(report.cells.size(), 2);
+  EXPECT_TRUE(report.cells[1].baseline) << report.cells[1].cell;
+  ASSERT_TRUE(report.cells[0].to_baseline.has_value());
+  EXPECT_NEAR(report.cells[0].to_baseline->mean, -1, 1e-9);
+}
+
 TEST_F(SweepReportTest, IsWrittenAsMarkdownAndCsvAndHtml) {
   folder_.write(plan_);
   for (const auto& run : plan_.runs) {
