@@ -5,6 +5,7 @@
 #include <bit>
 
 #include "core/error.h"
+#include "kernels/optimizer.h"
 #include "model/buckets.h"
 
 namespace conclave::model {
@@ -60,11 +61,14 @@ int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, const Me
   const int64_t stream_ranks = plan.sequence_parallel ? tp : 1;
   // Inputs of both residual branches and their normalised copies; q, k, v, attention output, log-sum-exp of each head.
   int64_t saved = (norms_again ? 2 : 4) * h / stream_ranks;
-  saved += (2 * query_width(shape) + 2 * key_width(shape) + shape.heads) / tp;
+  if (plan.recompute != Recompute::kAttention)
+    saved += (2 * query_width(shape) + 2 * key_width(shape) + shape.heads) / tp;
   // What sequence parallelism gathers for the attention and for what stands beside the experts.
   if (stream_ranks > 1 && !norms_again) saved += h * (layer.ffn_width + layer.shared_width > 0 ? 2 : 1);
   // Pre-activations of gate and up; their product is cheaper to repeat than to keep.
-  const int64_t widths = layer.ffn_width + layer.shared_width + layer.most_picks * layer.expert_width;
+  const int64_t widths = plan.recompute == Recompute::kFfn
+                             ? 0
+                             : layer.ffn_width + layer.shared_width + layer.most_picks * layer.expert_width;
   // Rows that came from other ranks are kept, local ones are not. An expert that is spread has them on every rank.
   const int64_t remote_rows =
       layer.moe ? layer.most_picks * h * plan.etp * (plan.sources() - 1) / (plan.sources() * tp) : 0;
@@ -82,6 +86,22 @@ int64_t saved_numbers(const ModelShape& shape, const MemoryPlan& plan) {
   }
   // Of whole blocks, the one that is being made again is there.
   return saved + (plan.recompute == Recompute::kFull ? largest : 0);
+}
+
+// Sums of a rank's experts that travel one by one, since the tree has others between them.
+int64_t travelling(const MemoryPlan& plan) {
+  if (plan.reduction != parallel::Reduction::kCanonical) return 1;
+  const bool folded = plan.tp == 1 && std::has_single_bit(static_cast<uint64_t>(plan.sources()));
+  return folded ? 1 : plan.sources();
+}
+
+// What arrives of the buckets under way. An owner's part of a bucket is at least a slice of the norm.
+int64_t bytes_under_way(int64_t copies, int64_t elements, int64_t travelling) {
+  if (copies == 1) return 0;
+  const int64_t bucket = std::min(kMostBucketElements, elements);
+  const int64_t received = std::max(bucket, copies * std::min(kernels::kNormSlice, bucket));
+  const int64_t buckets = std::min<int64_t>(parallel::kBucketsUnderWay, divided_up(elements, kMostBucketElements));
+  return kFloatBytes * travelling * buckets * received;
 }
 
 }  // namespace
@@ -175,11 +195,8 @@ RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan) {
   bytes.activations = std::min(plan.in_flight, plan.micro_batches / plan.dp) * kFloatBytes * plan.micro_batch_tokens *
                       (saved_numbers(shape, plan) +
                        2 * shape.hidden / (plan.sequence_parallel ? plan.tp : 1));  // final norm: input and output
-  constexpr int64_t kMostUnderWay = parallel::kBucketsUnderWay * kMostBucketElements;
-  const auto under_way = [&](int64_t copies, int64_t elements) {
-    return copies > 1 ? kFloatBytes * std::min(kMostUnderWay, elements) : 0;
-  };
-  bytes.received = under_way(plan.dp, replicated) + under_way(plan.expert_copies(), local_experts);
+  bytes.received =
+      bytes_under_way(plan.dp, replicated, 1) + bytes_under_way(plan.expert_copies(), local_experts, travelling(plan));
   return bytes;
 }
 

@@ -23,6 +23,10 @@ bool wanted(nn::Redo redo, Recompute recompute) {
       return true;
     case nn::Redo::kSelective:
       return recompute != Recompute::kNone;
+    case nn::Redo::kAttention:
+      return recompute == Recompute::kAttention || recompute == Recompute::kFull;
+    case nn::Redo::kFfn:
+      return recompute == Recompute::kFfn || recompute == Recompute::kFull;
     case nn::Redo::kFull:
       return recompute == Recompute::kFull;
   }

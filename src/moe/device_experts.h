@@ -25,7 +25,7 @@ class DeviceExpertStage : public nn::Stage {
   std::vector<nn::Slot> inputs() const override { return {slots_.input, slots_.weights, slots_.decision}; }
   std::vector<nn::Slot> outputs() const override { return {slots_.output}; }
   std::vector<nn::ParameterId> parameters() const override;
-  nn::Redo redo() const override { return nn::Redo::kFull; }
+  nn::Redo redo() const override { return nn::Redo::kFfn; }
   void forward(nn::Frame& frame) override;
   void forward_again(nn::Frame& frame) override;  // all but the output, which no backward reads
   void backward_input(nn::Frame& frame) override;

@@ -53,7 +53,7 @@ class ExpertStage : public nn::Stage {
   std::vector<nn::Slot> inputs() const override { return {slots_.plan, slots_.rows, slots_.gates}; }
   std::vector<nn::Slot> outputs() const override { return {slots_.results}; }
   std::vector<nn::ParameterId> parameters() const override { return experts_.parameters(); }
-  nn::Redo redo() const override { return nn::Redo::kFull; }
+  nn::Redo redo() const override { return nn::Redo::kFfn; }
   void forward(nn::Frame& frame) override;
   void forward_again(nn::Frame& frame) override;  // all but the results, which no backward reads
   void backward_input(nn::Frame& frame) override;

@@ -34,7 +34,7 @@ class Attention : public Stage {
   std::vector<Slot> inputs() const override { return {wire_.input}; }
   std::vector<Slot> outputs() const override { return {wire_.output}; }
   std::vector<ParameterId> parameters() const override;
-  Redo redo() const override { return Redo::kFull; }
+  Redo redo() const override { return Redo::kAttention; }
   void forward(Frame& frame) override;
   void backward_input(Frame& frame) override;
   void backward_weight(Frame& frame) override;

@@ -22,7 +22,7 @@ class FeedForward : public Stage {
   std::vector<Slot> inputs() const override { return {wire_.input}; }
   std::vector<Slot> outputs() const override { return {wire_.output}; }
   std::vector<ParameterId> parameters() const override;
-  Redo redo() const override { return Redo::kFull; }
+  Redo redo() const override { return Redo::kFfn; }
   void forward(Frame& frame) override;
   void forward_again(Frame& frame) override;  // all but the output, which no backward reads
   void backward_input(Frame& frame) override;

@@ -21,12 +21,14 @@ struct Wire {
   Slot input, output;
 };
 
-// From which level of `memory.recompute` on a stage's results are dropped after forward and made again in backward.
+// Which choices of `memory.recompute` drop a stage's results after forward and make them again in backward.
 enum class Redo {
-  kNever,      // kept: a decision, or nothing that is worth it
-  kAlways,     // as cheap as reading it
-  kSelective,  // no matrix product: norms
-  kFull,       // costs products
+  kNever,      // none: a decision, or nothing that is worth it
+  kAlways,     // all: as cheap as reading it
+  kSelective,  // all but `none`: no matrix product
+  kAttention,  // `attention` and `full`
+  kFfn,        // `ffn` and `full`
+  kFull,       // `full`
 };
 
 class Stage {

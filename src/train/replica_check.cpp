@@ -33,6 +33,18 @@ std::vector<Copy> copies(const nn::Parameters& parameters, bool expert, bool who
   return all;
 }
 
+// What the methods of routing and balancing carry along: every rank has all of it.
+void append_state(const model::Transformer& model, std::vector<Copy>& all) {
+  const auto append = [&](const std::string& owner, const moe::MethodState& methods) {
+    for (const auto& [name, value] : methods.entries())
+      all.push_back(
+          {owner + name, checkpoint::xxh3({static_cast<const std::byte*>(value.data_ptr()), value.nbytes()})});
+  };
+  for (size_t l = 0; l < model.state().layers.size(); ++l)
+    append(fmt::format("layers.{}.moe.router.", model.moe_layers()[l]), model.state().layers[l]);
+  append("moe.", model.state().shared);
+}
+
 // Members that do not have what most have; with two of two minds, both.
 std::vector<int64_t> odd_ones(const std::vector<checkpoint::Digest>& digests) {
   const auto votes = [&](const checkpoint::Digest& d) { return std::count(digests.begin(), digests.end(), d); };
@@ -49,7 +61,8 @@ void compare(const model::Transformer& model, Axis axis, bool expert, bool whole
   const parallel::Mesh& mesh = model.mesh();
   const comm::Group& holders = mesh.group(axis);
   if (holders.size() == 1) return;
-  const auto mine = copies(model.parameters(), expert, whole_only);
+  auto mine = copies(model.parameters(), expert, whole_only);
+  if (!expert) append_state(model, mine);
   std::vector<checkpoint::Digest> own, all(mine.size() * holders.size());
   for (const Copy& copy : mine) own.push_back(copy.digest);
   holders.all_gather(std::span<const checkpoint::Digest>(own), std::span<checkpoint::Digest>(all));

@@ -103,7 +103,9 @@ const Measure* Row::find(Quantity quantity) const {
 
 train::RunConfig with_divisible_batch(const train::RunConfig& config, int64_t ranks) {
   train::RunConfig changed = config;
-  const auto micro_batches = static_cast<int64_t>(2 * std::bit_floor(static_cast<uint64_t>(ranks)));
+  const auto in_flight = static_cast<uint64_t>(std::max<int64_t>(2, config.parallel.micro_batches_in_flight));
+  const auto micro_batches =
+      static_cast<int64_t>(std::bit_ceil(in_flight) * std::bit_floor(static_cast<uint64_t>(ranks)));
   changed.train.global_batch_size = micro_batches * config.train.micro_batch_size;
   return changed;
 }

@@ -85,6 +85,13 @@ TEST(ActivationMemory, EveryLevelOfRecomputationKeepsLess) {
   const int64_t normalised = 2 * 2 * 2048 * 128 * int64_t{sizeof(float)};  // two norms of two layers
   EXPECT_NEAR(static_cast<double>(none - selective), static_cast<double>(normalised), 0.05 * normalised);
   EXPECT_LT(full, 0.35 * static_cast<double>(none));
+  // Two layers: two pre-activations of two experts of 192 each for a token; queries, keys, values, output.
+  const int64_t ffn = selective - kept_bytes(model::Recompute::kFfn, batch).all;
+  const int64_t pre_activations = 2 * 2048 * 2 * 2 * 192 * int64_t{sizeof(float)};
+  EXPECT_NEAR(static_cast<double>(ffn), static_cast<double>(pre_activations), 0.1 * pre_activations);
+  const int64_t attention = selective - kept_bytes(model::Recompute::kAttention, batch).all;
+  EXPECT_GT(attention, 2 * 2048 * 2 * 128 * int64_t{sizeof(float)}) << "at least queries and output";
+  EXPECT_LT(full, selective - ffn - attention);
 }
 
 // Of the MoE layers of an evaluation only the routers' decisions stay, for the statistics.

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "model/executor.h"
+#include "support/ranks.h"
 #include "support/tiny_models.h"
 
 namespace conclave {
@@ -171,6 +172,23 @@ TEST(BucketsPlan, LargeOnesAreCutWhereSlicesOfTheNormBegin) {
   }
   EXPECT_EQ(end, m.parameters().flat_size(false));
   EXPECT_EQ(buckets.dense[0].stages, buckets.dense[3].stages);
+}
+
+// Blocks of one slice and a half: whoever owned the larger part of one has the smaller of the next.
+TEST(BucketsPlanRanks, OwnersOfAllBucketsTogetherAreEven) {
+  auto config = testing::tiny_config();
+  config.model.hidden_size = 64, config.model.head_dim = 16, config.model.num_layers = 6;
+  config.moe.enabled = false, config.moe.top_k = 1, config.moe.expert_hidden_size = 450;
+  test::run_ranks(2, [&](const comm::Group& ranks) {
+    const model::Transformer m(config);
+    const Buckets buckets = model::plan_buckets(m.parameters(), m.stages());
+    const auto owned = model::shards_of(buckets, m.parameters(), false, ranks);
+    std::vector<int64_t> counts(2, 0);
+    for (const int rank : {0, 1})
+      for (const auto& range : owned.ranges_of(rank)) counts[rank] += range.count;
+    EXPECT_GT(counts[0] + counts[1], 6 * 65536);
+    EXPECT_LE(std::abs(counts[0] - counts[1]), 65536) << counts[0] << " and " << counts[1];
+  });
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 #include <ATen/ops/empty_like.h>
 #include <gmock/gmock.h>
 
+#include <chrono>
+#include <future>
 #include <set>
 
 #include "config/fields.h"
@@ -74,6 +76,27 @@ TEST_P(DispatcherRanks, CarriesRowsAsTheAllToAllDoes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, DispatcherRanks, ::testing::ValuesIn(dispatcher_cases()), name_of_case);
+
+// Rows of a rank are under way while another still computes; only the end of an exchange waits.
+TEST(DispatcherRanksStart, ReturnsBeforeOthersHaveCome) {
+  using namespace std::chrono_literals;
+  for (const auto type : {DispatchType::kAllToAll, DispatchType::kAllGather}) {
+    std::promise<void> gone;
+    auto first_is_gone = gone.get_future().share();
+    test::run_ranks_on({0, 1}, [&](const comm::Group& ep) {
+      const RoutingCase c{.name = "", .tokens = [](int) { return 30; }};
+      const auto routing = testing::make_case_routing(c, ep.rank(), 0);
+      const auto dispatcher = make(type, ep);
+      const auto plan = dispatcher->plan(routing);
+      const Tensor x = kernels::random_tensor({30, c.width}, at::kFloat, ep.rank());
+      const bool waited = ep.rank() == 0 || first_is_gone.wait_for(20s) == std::future_status::ready;
+      EXPECT_TRUE(waited) << "the first one waits for the other";
+      auto sent = dispatcher->start_send(plan, x, kernels::random_tensor({routing.pairs()}, at::kFloat, 5));
+      if (ep.rank() == 0) gone.set_value();
+      dispatcher->finish_send(plan, sent);
+    });
+  }
+}
 
 TEST(DispatcherRanksShared, RowsThatArrivedMayBeGivenBackThemselves) {
   test::run_ranks(2, [](const comm::Group& ep) {

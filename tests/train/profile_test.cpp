@@ -25,6 +25,7 @@ TEST(Profile, ReadsRangesOfSteps) {
 
 struct Overlap {
   int exchanges = 0, with_other_work = 0, with_own_work = 0;
+  size_t most_others = 0;  // micro-batches beside that of an exchange
 };
 
 // What lies inside the windows of exchanges: work of other micro-batches, and of their own.
@@ -33,13 +34,16 @@ Overlap overlap_of(const Timeline& timeline) {
   for (const auto& exchange : timeline.events()) {
     if (!exchange.exchange || exchange.micro_batch < 0) continue;  // sums of gradients have none
     ++overlap.exchanges;
-    bool other = false, own = false;
+    bool own = false;
+    std::set<int64_t> others;
     for (const auto& work : timeline.events()) {
       if (work.exchange || work.micro_batch < 0 || work.begin < exchange.begin || work.end > exchange.end) continue;
       if (work.name == exchange.name) continue;
-      (work.micro_batch == exchange.micro_batch ? own : other) = true;
+      if (work.micro_batch == exchange.micro_batch) own = true;
+      if (work.micro_batch != exchange.micro_batch) others.insert(work.micro_batch);
     }
-    overlap.with_other_work += other;
+    overlap.most_others = std::max(overlap.most_others, others.size());
+    overlap.with_other_work += !others.empty();
     overlap.with_own_work += own;
   }
   return overlap;
@@ -68,6 +72,18 @@ TEST(ProfileRanks, TheTimelineShowsWorkBesideEveryExchange) {
         // All but the first and the last of a step.
         EXPECT_GE(overlap.with_other_work, overlap.exchanges - 2);
       }
+    }
+  });
+}
+
+TEST(ProfileRanks, AsManyMicroBatchesAreInFlightAsWasAskedFor) {
+  run_ranks(2, [](const comm::Group& world) {
+    for (const int64_t in_flight : {2, 3, 4}) {
+      const Layout layout{.dp = 2, .ep = 2, .executor = parallel::ExecutorType::kInterleaved, .in_flight = in_flight};
+      RankRun run(world, layout, {.name = "Plain"}, parallel::Reduction::kFast);
+      run.training().timeline().start();
+      run.step(0);
+      EXPECT_EQ(overlap_of(run.training().timeline()).most_others, static_cast<size_t>(in_flight - 1));
     }
   });
 }

@@ -29,7 +29,8 @@ TEST(RecomputeRanks, EveryLevelHasTheBitsOfKeepingAll) {
     const auto fast = run_layout({}, {}, with(Recompute::kNone, BackwardRows::kKeep, dense_first), kFast);
     const auto kept =
         run_layout({}, {}, with(Recompute::kNone, BackwardRows::kKeep, dense_first), parallel::Reduction::kCanonical);
-    for (const auto recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
+    for (const auto recompute :
+         {Recompute::kNone, Recompute::kSelective, Recompute::kAttention, Recompute::kFfn, Recompute::kFull}) {
       for (const auto rows : {BackwardRows::kKeep, BackwardRows::kResend}) {
         const auto layout_case = with(recompute, rows, dense_first);
         expect_same(run_layout({}, {}, layout_case, parallel::Reduction::kCanonical), kept);

@@ -7,6 +7,8 @@
 namespace conclave::test {
 namespace {
 
+constexpr std::string_view kBias = "layers.1.moe.router.bias";
+
 struct Flip {
   std::string name;
   Layout layout;
@@ -29,6 +31,10 @@ void flip_a_bit(nn::Parameters& parameters, const std::string& name) {
   }
 }
 
+void flip_a_bit_of_the_bias(model::Transformer& model) {
+  reinterpret_cast<uint32_t*>(model.state().layers[1].values<float>("bias").data())[3] ^= 1;
+}
+
 TEST_P(ReplicaCheckRanks, ABitThatFlipsIsNamedWithItsRank) {
   const LayoutCase plain{.name = "Plain", .change = [](auto& config) {
                            config.train.micro_batch_size = 4;
@@ -41,7 +47,10 @@ TEST_P(ReplicaCheckRanks, ABitThatFlipsIsNamedWithItsRank) {
     run.step(0);
     EXPECT_NO_THROW(train::check_replicas(run.model()));
     world.barrier();
-    if (world.rank() == GetParam().rank) flip_a_bit(run.parameters(), GetParam().tensor);
+    if (world.rank() == GetParam().rank) {
+      flip_a_bit(run.parameters(), GetParam().tensor);
+      if (GetParam().tensor == kBias) flip_a_bit_of_the_bias(run.model());
+    }
     try {
       train::check_replicas(run.model());
     } catch (const NumericError& error) {
@@ -72,6 +81,8 @@ INSTANTIATE_TEST_SUITE_P(
              3,
              "layers.0.moe.experts.5.down.weight",
              "copies of layers.0.moe.experts.5.down.weight are no longer equal on the ranks of edp (1, 3)"},
+        Flip{"BiasOfARouter", {.dp = 4}, 1, kBias.data(), "copies of layers.1.moe.router.bias are no longer equal"},
+        Flip{"BiasOnTensorRanks", {.tp = 2}, 1, kBias.data(), "the ranks of tp (0, 1): ranks 0, 1 differ"},
         // Ranks of the mesh 0 2 1 3; the message has those of the job.
         Flip{"RanksInAnotherOrder",
              {.dp = 2, .tp = 2},

@@ -103,5 +103,22 @@ TEST(TensorParallelFourRanks, HoldsTheSamePromise) {
   }
 }
 
+// Every axis at 8, with as many heads and experts.
+TEST(TensorParallelEightRanks, HoldsTheSamePromise) {
+  const auto wide = widened({.name = "Eight", .change = [](auto& config) {
+                               config.model.num_key_value_heads = config.model.num_attention_heads = 8;
+                               config.model.head_dim = 8;
+                               config.moe.expert_hidden_size = 32;
+                             }});
+  const LayoutOutcome alone = run_layout(comm::Group(), {}, wide, parallel::Reduction::kFast);
+  for (const Layout& layout : {Layout{.dp = 4, .ep = 8, .zero = 1, .tp = 2}, Layout{.ep = 8, .tp = 8},
+                               Layout{.ep = 1, .tp = 8, .etp = 8}, Layout{.ep = 4, .tp = 8, .etp = 2}}) {
+    SCOPED_TRACE(fmt::format("dp {} tp {} ep {} etp {}", layout.dp, layout.tp, layout.ep, layout.etp));
+    run_ranks(layout.ranks(), [&](const comm::Group& world) {
+      expect_close(run_layout(world, layout, wide, parallel::Reduction::kFast), alone);
+    });
+  }
+}
+
 }  // namespace
 }  // namespace conclave::test

@@ -44,8 +44,16 @@ Tensor start_pieces(const comm::Group& group, const Tensor& rows, const std::vec
     std::vector<int64_t> sent(ranks, 0), received(ranks, 0);
     sent[to] = std::ssize(own);
     received[from] = std::ssize(pieces[from]);
-    works.push_back(group.start_all_to_all_v(std::span<const std::byte>(own), std::span<const int64_t>(sent),
-                                             pieces[from], std::span<const int64_t>(received)));
+    // What arrives is written as long as its work lives, also where a later one cannot start.
+    struct UnderWay {
+      Tensor into;
+      comm::Work exchange;
+    };
+    auto state = std::make_shared<UnderWay>();
+    state->into = all;
+    state->exchange = group.start_all_to_all_v(std::span<const std::byte>(own), std::span<const int64_t>(sent),
+                                               pieces[from], std::span<const int64_t>(received));
+    works.emplace_back([state] { state->exchange.finish(); });
   }
   return all;
 }
@@ -134,8 +142,9 @@ Tensor RowCarrier::start_gather(const Tensor& rows, const std::vector<int64_t>& 
 }
 
 Tensor RowCarrier::gather(const Tensor& rows, const std::vector<int64_t>& counts) const {
+  Tensor all;  // dropped after the works that write it
   std::vector<comm::Work> works;
-  Tensor all = start_gather(rows, counts, works);
+  all = start_gather(rows, counts, works);
   for (comm::Work& work : works) work.finish();
   return all;
 }
