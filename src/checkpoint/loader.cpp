@@ -191,6 +191,18 @@ void check_entries(const comm::Group& group, const Manifest& manifest, const par
                       unused.size(), few(unused));
 }
 
+void read_boxes(const comm::Group& group, const path& folder, const Manifest& manifest,
+                const parallel::StateDict& boxes) {
+  agree(group, [&] {
+    PartReader reader(folder, manifest);
+    for (const auto& box : boxes) reader.fill(box);
+  });
+}
+
+const TensorRecord* find_tensor(const Manifest& manifest, const std::string& name, const std::string& role) {
+  return find(manifest, {name, role});
+}
+
 void load_entries(const comm::Group& group, const path& folder, const Manifest& manifest,
                   const parallel::StateDict& state) {
   agree(group, [&] {

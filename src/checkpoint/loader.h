@@ -42,4 +42,13 @@ void check_entries(const comm::Group& group, const Manifest& manifest, const par
 void load_entries(const comm::Group& group, const std::filesystem::path& folder, const Manifest& manifest,
                   const parallel::StateDict& state);
 
+// Collective. Fills the entries' bytes, which may be any boxes of the tensors that they name by name, role and global
+// shape; several may overlap. Every part that is read is checked against its checksum, nothing is digested. Throws
+// DataError or IoError on all ranks.
+void read_boxes(const comm::Group& group, const std::filesystem::path& folder, const Manifest& manifest,
+                const parallel::StateDict& boxes);
+
+// The tensor of that name and role; nothing if there is none.
+const TensorRecord* find_tensor(const Manifest& manifest, const std::string& name, const std::string& role);
+
 }  // namespace conclave::checkpoint

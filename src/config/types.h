@@ -41,6 +41,9 @@ struct Reserved {};
 // One integer, or a list with one for each MoE layer.
 using IntOrList = std::variant<int64_t, std::vector<int64_t>>;
 
+// One text, or several.
+using TextOrList = std::variant<std::string, std::vector<std::string>>;
+
 // What must hold of one value, as the fourth argument of field(); durations count in seconds.
 struct Rule {
   bool required = false;

@@ -27,7 +27,7 @@ struct ModelConfig {
   bool tie_embeddings = false;
   Init init = Init::kNormal;
   double init_std = 0.02;
-  std::optional<std::string> init_from;
+  std::optional<config::TextOrList> init_from;
 
   void fields(auto&& field) {
     field("vocab_size", vocab_size, "entries of the vocabulary", config::kRequiredSize);
@@ -47,7 +47,8 @@ struct ModelConfig {
     field("tie_embeddings", tie_embeddings, "the output head reuses the embedding matrix");
     field("init", init, "normal = init_std everywhere, scaled = residual outputs divided by sqrt(2 * num_layers)");
     field("init_std", init_std, "standard deviation of initial weights", config::kPositive);
-    field("init_from", init_from, "a checkpoint to start the weights from");
+    field("init_from", init_from,
+          "a run or checkpoint whose weights this run begins with, or a list of dense runs; dense FFNs become experts");
   }
 };
 

@@ -6,6 +6,7 @@
 
 #include "checkpoint/agreement.h"
 #include "config/json.h"
+#include "train/initial_weights.h"
 #include "train/replica_check.h"
 
 namespace conclave::train {
@@ -82,8 +83,10 @@ void Trainer::resume() {
   HostCopies copies(p_.model);
   const auto state = full_state(p_.model, p_.step, p_.mesh, &copies);
   const auto manifest = p_.store.resume(request, state);
-  if (!manifest) return;
+  if (!manifest && !p_.config.model.init_from) return;
+  if (!manifest) take_initial_weights(p_.config, p_.mesh.world(), state, p_.log);
   copies.write_back();
+  if (!manifest) return;
   const auto& saved = manifest->extra;
   if (saved.at("data") != p_.batches.fingerprint()) {
     throw DataError(

@@ -105,6 +105,20 @@ void resolve_sources(Sources& sources, const std::string& path, Rules& rules) {
   }
 }
 
+// Each must be there: a run, or one of its checkpoints.
+void resolve_init_from(config::TextOrList& init_from, Rules& rules) {
+  const auto resolve_one = [&](std::string& where, const std::string& key) {
+    make_absolute(where, key, rules);
+    std::error_code error;
+    rules.require(!rules.options().check_files || std::filesystem::is_directory(where, error), {key},
+                  fmt::format("no run or checkpoint {}; correct the path, or train that run first", where));
+  };
+  if (auto* one = std::get_if<std::string>(&init_from)) return resolve_one(*one, "model.init_from");
+  auto& list = std::get<std::vector<std::string>>(init_from);
+  rules.require(!list.empty(), {"model.init_from"}, "names no run; give one, a list of them, or null");
+  for (size_t i = 0; i < list.size(); ++i) resolve_one(list[i], fmt::format("model.init_from[{}]", i));
+}
+
 }  // namespace
 
 void check_training(const RunConfig& config, Rules& rules) {
@@ -121,6 +135,7 @@ void resolve_paths(RunConfig& config, Rules& rules) {
   resolve_sources(config.data.valid, "data.valid", rules);
   std::string& resume = config.checkpoint.resume;
   if (resume.find('/') != std::string::npos) make_absolute(resume, "checkpoint.resume", rules);
+  if (config.model.init_from) resolve_init_from(*config.model.init_from, rules);
   if (!config.data.tokenizer || *config.data.tokenizer == "bytes") return;
   make_absolute(*config.data.tokenizer, "data.tokenizer", rules);
   if (rules.options().check_files) require_files(*config.data.tokenizer, {""}, "data.tokenizer", rules);

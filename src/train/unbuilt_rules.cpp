@@ -19,7 +19,6 @@ void check_model_keys(const RunConfig& config, Rules& rules) {
   const model::ModelConfig& model = config.model;
   only(rules, "model.norm_placement", model.norm_placement, {model::NormPlacement::kPre});
   only(rules, "model.init", model.init, {model::Init::kNormal, model::Init::kScaled});
-  rules.unbuilt(model.init_from.has_value(), "model.init_from", "starting from a checkpoint or a dense run");
 }
 
 void check_moe_keys(const RunConfig& config, Rules& rules) {

@@ -141,9 +141,13 @@ const std::vector<BadConfig> kUnbuilt = {
          std::string(kData),
      "1:86", "not built yet: 'mup'"},
     {"InitFrom",
-     "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init_from: x}\n" +
+     "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init_from: no/such/run}\n" +
          std::string(kData),
-     "1:91", "not built yet: starting from a checkpoint"},
+     "1:91", "no run or checkpoint"},
+    {"InitFromNothing",
+     "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init_from: []}\n" +
+         std::string(kData),
+     "1:91", "names no run"},
     {"Fp16", "train: {precision: fp16}\n", "3:20", "not built yet: 'fp16'"},
     {"Cuda", "train: {device: cuda}\n", "3:17", "use train.device: cpu"},
     {"Device", "train: {device: gpu}\n", "3:17", "auto, cpu, cuda"},
