@@ -192,6 +192,16 @@ TEST(DeviceLayerRanks, InBf16AreWithinItsRoundingOfFloat) {
   }
 }
 
+// A read that ends because a peer was lost brings any numbers; nothing may be allocated by them.
+TEST(DeviceLayerRanks, RefuseCountsThatNobodyCanHaveSent) {
+  const DeviceExchange exchange{comm::Group()};
+  kernels::HostReads reads;
+  const Tensor sent = at::zeros({4}, at::kInt), received = at::zeros({4}, at::kInt);
+  received[2] = -7;
+  DeviceExchange::Counts counts{sent, received, {}};
+  EXPECT_THROW(exchange.plan(counts, reads), CommError);
+}
+
 // What a GPU's memory holds travels over NCCL, which is made up here: its stream runs when somebody waits.
 TEST(DeviceLayerRanks, ExchangeThroughNccl) {
   const auto fabric = std::make_shared<test::FakeFabric>();

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <ATen/ops/zeros_like.h>
+#include <gtest/gtest.h>
 
 #include <map>
 #include <memory>
