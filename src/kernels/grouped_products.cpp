@@ -24,7 +24,9 @@ void check_groups(const char* kernel, const Tensor& rows_NK, const Tensor& w_EOI
 // Calls body(expert, first row, count).
 template <typename Body>
 void for_experts(const RowGroups& groups, const Body& body) {
-  const Tensor ends_E = groups.ends_E.is_cpu() ? groups.ends_E : groups.reads.read(groups.ends_E);
+  const bool known = groups.host_ends_E.defined();
+  const Tensor& nearest = known ? groups.host_ends_E : groups.ends_E;
+  const Tensor ends_E = nearest.is_cpu() ? nearest : groups.reads.read(nearest);
   int64_t begin = 0, e = 0;
   for (const int32_t end : elements<int32_t>(ends_E)) {
     body(e++, begin, end - begin);

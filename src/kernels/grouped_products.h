@@ -2,7 +2,8 @@
 // The products of many experts at once: rows sorted by expert, expert e's rows ending at ends_E[e], which stays on the
 // device. Float, double (CPU), bf16. A safe wrapper of at::_grouped_mm on CUDA in bf16, which leaves rows after the
 // last end unset, refuses no rows at all and has written garbage for experts without rows; elsewhere a loop over
-// experts, for which a CUDA tensor's ends are read (counted). N rows, E experts, weights [O, I] as in nn/linear.h.
+// experts, for which a CUDA tensor's ends are read (counted) unless the host knows them. N rows, E experts, weights
+// [O, I] as in nn/linear.h.
 #pragma once
 
 #include "core/tensor.h"
@@ -13,6 +14,7 @@ namespace conclave::kernels {
 struct RowGroups {
   const Tensor& ends_E;  // int32, not falling, on the rows' device; the last one at most N
   HostReads& reads;
+  Tensor host_ends_E = {};  // the same in memory of the host, where somebody has read them already; else undefined
 };
 
 // Weights lie evenly in memory: w_EOI may be a view with any stride between experts.

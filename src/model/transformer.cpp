@@ -19,8 +19,9 @@ Transformer::Transformer(const TransformerConfig& config, const parallel::Mesh& 
     experts.push_back(shape_.layers[l].num_experts);
   }
   balancer_.declare(experts, state_);
-  make_dispatcher(config, needs);
   device_ = config.device;
+  // Stages of the device path exchange rows themselves.
+  if (!device_) make_dispatcher(config, needs);
   if (device_) device_state_ = std::make_unique<moe::DeviceState>(state_, device_->device);
   TransformerBuilder(*this, config).build();
   // Whoever evaluates reads the last hidden states and the decisions of the routers when forward has run.

@@ -5,7 +5,7 @@
 #include "core/error.h"
 #include "model/transformer_builder.h"
 #include "moe/chunk_stages.h"
-#include "moe/device_experts.h"
+#include "moe/device_exchange_stages.h"
 #include "moe/dispatch_stages.h"
 
 namespace conclave::model {
@@ -103,16 +103,30 @@ Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, S
 }
 
 Slot TransformerBuilder::device_moe_branch(const Name& name, const LayerShape& layer, Slot input) {
-  check(m_.mesh_.ep().size() * m_.mesh_.etp().size() * tp_.size() == 1 && config_.chunks == 1,
-        "the device path has whole layers on every rank");
+  check(m_.mesh_.etp().size() * tp_.size() == 1 && config_.chunks == 1, "the device path spreads no tensor over ranks");
   check(config_.choices == nullptr, "nobody sees or replaces the choices of the device path");
-  const moe::DeviceExpertSlots slots{.input = input,
-                                     .weights = m_.slots_.add(name("moe.weights")),
-                                     .decision = m_.decisions_[m_.routers_.size()],
-                                     .output = m_.slots_.add(name("moe.output"))};
-  route(name, layer,
-        {.input = input, .weights = slots.weights, .decision = slots.decision, .all_decisions = m_.decisions_});
-  stage<moe::DeviceExpertStage>(name("moe.experts"), m_.parameters_, expert_weights(name, layer), slots);
+  const auto slot = [&](const char* what) { return m_.slots_.add(name(std::string("moe.") + what)); };
+  const Slot weights = slot("weights"), decision = m_.decisions_[m_.routers_.size()];
+  route(name, layer, {.input = input, .weights = weights, .decision = decision, .all_decisions = m_.decisions_});
+  const auto experts = expert_weights(name, layer);
+  const comm::Group& ep = m_.mesh_.ep();
+  if (ep.size() == 1) {
+    const Slot output = slot("output");
+    stage<moe::DeviceExpertStage>(name("moe.experts"), m_.parameters_, experts,
+                                  moe::DeviceExpertSlots{input, weights, decision, output});
+    return output;
+  }
+  const moe::DeviceExchangeSlots slots{.input = input,
+                                       .weights = weights,
+                                       .decision = decision,
+                                       .plan = slot("plan"),
+                                       .rows = slot("rows"),
+                                       .gates = slot("gates"),
+                                       .results = slot("results"),
+                                       .output = slot("output")};
+  stage<moe::DeviceDispatch>(name("moe.dispatch"), ep, slots, resends());
+  stage<moe::DeviceRankExperts>(name("moe.experts"), m_.parameters_, experts, slots);
+  stage<moe::DeviceCombine>(name("moe.combine"), ep, slots);
   return slots.output;
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// All experts of a layer on one device: gather, grouped SwiGLU with the gates before the down projection, and the sum
-// of each token's rows. One stage, because nothing travels between ranks here. Kept for backward are the
-// pre-activations and the gates; rows are gathered again from the layer's input. No look from the host. N = T·K rows.
+// The experts of this rank on a device: grouped SwiGLU with the gates before the down projection. DeviceExperts
+// computes on rows that lie sorted by expert; DeviceExpertStage is a whole layer where nothing travels between ranks:
+// it gathers, computes and sums each token's rows. Kept for backward are the pre-activations. No look from the host. N
+// rows, D model width, F expert width.
 #pragma once
 
 #include "kernels/grouped_products.h"
@@ -9,6 +10,35 @@
 #include "moe/experts.h"
 
 namespace conclave::moe {
+
+class DeviceExperts {
+ public:
+  // Gate and up of all experts of this rank lie after one another in memory, then down.
+  DeviceExperts(const nn::Parameters& parameters, const std::vector<ExpertWeights>& experts);
+
+  struct Saved {
+    Tensor h_N2F;                  // gate and up before the activation, from forward
+    Tensor dy_ND, dh_N2F, act_NF;  // from backward_input, for the weight gradients
+  };
+  // Forward in two halves: rows are not needed any more when the pre-activations are made.
+  void pre_activations(const Tensor& x_ND, const kernels::RowGroups& groups, Saved& saved) const;
+  Tensor results(const Tensor& gates_N, const kernels::RowGroups& groups, const Saved& saved) const;
+  struct RowGradients {
+    Tensor x_ND, gates_N;
+  };
+  RowGradients backward_input(const Tensor& dy_ND, const Tensor& gates_N, const kernels::RowGroups& groups,
+                              Saved& saved) const;
+  void backward_weight(const Tensor& x_ND, const kernels::RowGroups& groups, const Saved& saved,
+                       nn::Gradients& gradients) const;
+  std::vector<nn::ParameterId> parameters() const;
+
+ private:
+  void add_weight_gradient(const Tensor& dy, const Tensor& x, const std::vector<nn::ParameterId>& ids,
+                           const kernels::RowGroups& groups, nn::Gradients& gradients) const;
+
+  const nn::Parameters& parameters_;
+  std::vector<nn::ParameterId> gate_up_, down_;
+};
 
 struct DeviceExpertSlots {
   nn::Slot input;     // x [T, D]
@@ -19,12 +49,12 @@ struct DeviceExpertSlots {
 
 class DeviceExpertStage : public nn::Stage {
  public:
-  // All experts of the layer, gate and up of each after one another, then down.
+  // All experts of the layer.
   DeviceExpertStage(nn::StageSite site, const nn::Parameters& parameters, const std::vector<ExpertWeights>& experts,
                     const DeviceExpertSlots& slots);
   std::vector<nn::Slot> inputs() const override { return {slots_.input, slots_.weights, slots_.decision}; }
   std::vector<nn::Slot> outputs() const override { return {slots_.output}; }
-  std::vector<nn::ParameterId> parameters() const override;
+  std::vector<nn::ParameterId> parameters() const override { return experts_.parameters(); }
   nn::Redo redo() const override { return nn::Redo::kFfn; }
   void forward(nn::Frame& frame) override;
   void forward_again(nn::Frame& frame) override;  // all but the output, which no backward reads
@@ -33,18 +63,16 @@ class DeviceExpertStage : public nn::Stage {
 
  private:
   struct Saved {
-    Tensor h_N2F, gates_N;         // from forward
-    Tensor dy_ND, dh_N2F, act_NF;  // from backward_input, for the weight gradients
+    Tensor gates_N;
+    DeviceExperts::Saved experts;
   };
   const kernels::SlotMap& rows_of(nn::Frame& frame) const;
   kernels::RowGroups groups(nn::Frame& frame) const;
-  Tensor gathered(const Tensor& x_TD, nn::Frame& frame) const;
-  Saved& pre_activations(nn::Frame& frame) const;
-  void add_weight_gradient(const Tensor& dy, const Tensor& x, const std::vector<nn::ParameterId>& ids,
-                           nn::Frame& frame) const;
+  // Rows are gathered again from the layer's input whenever they are needed.
+  Tensor rows(nn::Frame& frame) const;
+  Saved& with_gates(nn::Frame& frame) const;
 
-  const nn::Parameters& parameters_;
-  std::vector<nn::ParameterId> gate_up_, down_;
+  DeviceExperts experts_;
   DeviceExpertSlots slots_;
 };
 

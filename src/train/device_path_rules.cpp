@@ -37,18 +37,21 @@ void find_methods(const RunConfig& config, Obstacles& found) {
     found.push_back({fmt::format("moe.balance.losses[{}].type", i),
                      fmt::format("losses of type {}", config::enum_name(type)), "built so far: switch, z"});
   }
-  const auto dispatch = config.moe.dispatch.type;
-  if (dispatch != moe::DispatchType::kAuto && dispatch != moe::DispatchType::kLocal)
-    found.push_back({"moe.dispatch.type", "an exchange between ranks", "use auto"});
+  const moe::DispatchConfig& dispatch = config.moe.dispatch;
+  using enum moe::DispatchType;
+  if (dispatch.type != kAuto && dispatch.type != kLocal && dispatch.type != kAllToAll)
+    found.push_back(
+        {"moe.dispatch.type", fmt::format("dispatch {}", config::enum_name(dispatch.type)), "use auto or alltoall"});
+  if (dispatch.payload != moe::DispatchPayload::kSame)
+    found.push_back({"moe.dispatch.payload", "rows that travel in another type", "use same"});
 }
 
 void find_layout(const RunConfig& config, Obstacles& found) {
   const parallel::ParallelConfig& mesh = config.parallel;
-  for (const auto& [name, ranks] : {std::pair("tp", mesh.tp), std::pair("ep", mesh.ep), std::pair("etp", mesh.etp)})
+  for (const auto& [name, ranks] : {std::pair("tp", mesh.tp), std::pair("etp", mesh.etp)})
     if (ranks != 1)
-      found.push_back({fmt::format("parallel.{}", name), "layers that ranks share", fmt::format("set {}: 1", name)});
-  if (mesh.dp.value_or(1) != 1 && mesh.zero != 0)
-    found.push_back({"parallel.zero", "sharded optimizer state", "set zero: 0"});
+      found.push_back({fmt::format("parallel.{}", name), "tensors that are spread over ranks",
+                       fmt::format("set {}: 1 and spread experts (ep) or the batch (dp)", name)});
   if (mesh.reduction != parallel::Reduction::kFast)
     found.push_back({"parallel.reduction", "reduction: canonical, whose bits are those of the CPU path,", "use fast"});
   if (mesh.executor != parallel::ExecutorType::kSequential)

@@ -34,7 +34,7 @@ parallel::GradientLayout layout_of(const RunConfig& config, const parallel::Mesh
 std::unique_ptr<parallel::GradientReducer<float>> make_reducer(const RunConfig& config, parallel::GradientLayout layout,
                                                                const model::Transformer& model, Timeline& timeline) {
   if (model.device_path() != nullptr)
-    return make_device_reducer(model.parameters(), model.mesh().dp(), model.mesh().edp());
+    return make_device_reducer(model.parameters(), model.mesh(), ownership(config, layout));
   layout.timeline = &timeline;
   return parallel::make_gradient_reducer<float>(config.parallel.reduction, layout);
 }
@@ -211,19 +211,23 @@ void TrainStep::update(const optim::StepSize& size) {
     optimizer(expert).step(model_.parameters().flat(expert), gradient_sum(expert), size);
   }
   gather_.start();
-  if (config_.parallel.overlap_param_gather) return;
+  // On a device the next step begins with copies of all weights.
+  if (config_.parallel.overlap_param_gather && !on_device()) return;
   const Span span(&timeline_, "gather of weights", "step");
   wait_for_weights();
 }
 
 double TrainStep::settle() {
   if (!on_device()) return norm_(gradient_sum(false), gradient_sum(true));
-  const std::vector<double> squares = figures_->read({kernels::device_slice_sums_of_squares(gradient_sum(false)),
-                                                      kernels::device_slice_sums_of_squares(gradient_sum(true))});
+  const Tensor dense = kernels::device_slice_sums_of_squares(gradient_sum(false)),
+               expert = kernels::device_slice_sums_of_squares(gradient_sum(true));
+  const std::vector<double> squares = figures_->read({dense, expert});
   mesh_.dp().poll();  // throws where the sums were broken off
   losses_ = figures_->losses();
   figures_->add_to(totals_);
-  return std::sqrt(tree_sum(std::span<const double>(squares)));
+  const auto all = std::span<const double>(squares);
+  return joined_norm({tree_sum(all.first(dense.numel())), tree_sum(all.subspan(dense.numel()))}, mesh_,
+                     config_.parallel.zero == 1);
 }
 
 StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {

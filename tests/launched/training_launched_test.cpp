@@ -40,6 +40,18 @@ TEST_P(TrainingLaunchedTest, TensorParallelStepIsClose) {
               run_layout(world, other, wide, parallel::Reduction::kCanonical));
 }
 
+// The device path on tensors of the CPU, with experts over the processes and with optimizer state shared by them.
+TEST_P(TrainingLaunchedTest, DevicePathIsClose) {
+  if (layout_config(GetParam()).moe.capacity.factor) GTEST_SKIP() << "the device path drops nothing";
+  const comm::Group world = launched_world().group();
+  const auto alone = run_layout(comm::Group(), {}, GetParam(), parallel::Reduction::kFast);
+  LayoutCase on_device = GetParam();
+  on_device.device = model::DevicePath{};
+  for (const int64_t zero : {0, 1})
+    for (int64_t ep = 1; ep <= world.size(); ep *= 2)
+      expect_close(run_layout(world, {world.size(), ep, zero}, on_device, parallel::Reduction::kFast), alone);
+}
+
 // Executors, with transfers polled and with a communication thread; no message counts as eager.
 TEST_P(TrainingLaunchedTest, InterleavedIsBitwiseAndChunkedIsClose) {
   const Alone alone(GetParam());

@@ -1,104 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // The MoE layer of the device path, run on tensors of the CPU, against the host's: output and every gradient; and that
 // the host never looks at a number of it.
-#include <ATen/ops/zeros_like.h>
+#include "support/device_layer.h"
+
 #include <gtest/gtest.h>
 
 #include "kernels/tensor_checks.h"
-#include "moe/device_experts.h"
-#include "support/moe_layer.h"
 #include "support/moe_methods.h"
 #include "support/tiny_models.h"
 
 namespace conclave::moe {
 namespace {
 
+using conclave::testing::DeviceLayer;
+using conclave::testing::expect_near;
 using conclave::testing::LayerSize;
 using conclave::testing::MoeLayer;
 using kernels::random_tensor;
-
-struct DeviceResult {
-  Tensor y, dx, drouter, dgate_up_E2FD, ddown_EDF;
-  kernels::Routed routed;
-};
-
-// The weights of `host`, which has the same seed and names.
-class DeviceLayer {
- public:
-  DeviceLayer(const MoeConfig& config, LayerSize size, at::ScalarType dtype, at::ScalarType compute) {
-    const int64_t E = size.experts, D = size.width, F = size.expert_width;
-    const RouteShape shape{.experts = E, .top_k = size.top_k, .vocab = 64};
-    router_ = parameters_.add(
-        {.parts = {{"router", {E, D}}}, .shape = {E, D}, .kind = nn::ParameterKind::kRouter, .init_std = 1.0});
-    const auto expert = [&](const char* part, int64_t e, std::vector<int64_t> sizes) {
-      return parameters_.add(
-          {.parts = {{fmt::format("{}.{}", part, e), sizes}}, .shape = sizes, .expert = true, .init_std = 0.7});
-    };
-    std::vector<ExpertWeights> experts(E);
-    for (int64_t e = 0; e < E; ++e) gate_up_.push_back(experts[e].gate_up_2FD = expert("gate_up", e, {2 * F, D}));
-    for (int64_t e = 0; e < E; ++e) down_.push_back(experts[e].down_DF = expert("down", e, {D, F}));
-    parameters_.allocate(dtype, 1);
-    parameters_.place(at::kCPU, compute);
-    Balancer(config.balance).declare(std::vector<int64_t>{E}, state_);
-    device_state_ = std::make_unique<DeviceState>(state_, at::kCPU);
-    route_ = std::make_unique<DeviceRouteStage>(nn::StageSite{"route", 0}, parameters_,
-                                                RouteConfig{config, {router_}, shape}, *device_state_);
-    route_->connect({.input = 0, .weights = 1, .decision = 2, .all_decisions = {2}});
-    experts_ = std::make_unique<DeviceExpertStage>(nn::StageSite{"experts", 1}, parameters_, experts,
-                                                   DeviceExpertSlots{0, 1, 2, 3});
-  }
-  MethodState& state() { return state_.layers[0]; }
-
-  DeviceResult run(const Batch& batch, const Tensor& x, const Tensor& dy, bool again = false) {
-    device_state_->refresh();
-    nn::Gradients gradients{at::zeros_like(parameters_.flat(false)), {at::zeros_like(parameters_.flat(true))}};
-    // As if a micro-batch had been there before.
-    for (Tensor* flat : {&gradients.dense, &gradients.experts[0]}) flat->fill_(fresh ? 1e9 : 0.0);
-    gradients.fresh = fresh;
-    nn::Frame frame(batch, 4, 2, &gradients);
-    frame.set_device({nn::copy_batch(batch, at::kCPU, 64, 4096), &reads_});
-    frame.value(0) = x;
-    route_->forward(frame);
-    experts_->forward(frame);
-    DeviceResult result{
-        .y = frame.value(3), .dx = {}, .drouter = {}, .dgate_up_E2FD = {}, .ddown_EDF = {}, .routed = {}};
-    frame.grad(3) = dy;
-    if (again) {
-      frame.forget(1);
-      experts_->forward_again(frame);
-    }
-    experts_->backward_input(frame);
-    experts_->backward_weight(frame);
-    route_->backward_input(frame);
-    route_->backward_weight(frame);
-    result.dx = frame.grad(0);
-    result.drouter = gradients.view(parameters_[router_]).clone();
-    result.dgate_up_E2FD = nn::stacked_view(gradients.experts[0], parameters_, gate_up_).clone();
-    result.ddown_EDF = nn::stacked_view(gradients.experts[0], parameters_, down_).clone();
-    result.routed = frame.object_as<DeviceDecision>(2).routed;
-    return result;
-  }
-  int64_t reads() const { return reads_.count(); }
-  bool fresh = true;
-
- private:
-  nn::Parameters parameters_;
-  nn::ParameterId router_ = 0;
-  std::vector<nn::ParameterId> gate_up_, down_;
-  ModelState state_;
-  std::unique_ptr<DeviceState> device_state_;
-  std::unique_ptr<DeviceRouteStage> route_;
-  std::unique_ptr<DeviceExpertStage> experts_;
-  kernels::HostReads reads_;
-};
-
-// Relative to the largest element.
-void expect_near(const Tensor& actual, const Tensor& expected, double tolerance, const std::string& what) {
-  ASSERT_EQ(actual.sizes(), expected.sizes()) << what;
-  if (actual.numel() == 0) return;
-  const Tensor e = expected.to(at::kDouble), difference = (actual.to(at::kDouble) - e).abs();
-  EXPECT_LE(difference.max().item<double>(), tolerance * std::max(1e-3, e.abs().max().item<double>())) << what;
-}
 
 Batch padded_batch(int64_t sequences, int64_t length, int64_t padding) {
   Batch batch = conclave::testing::random_batch(sequences, length, 23, 1);

@@ -35,12 +35,12 @@ TEST(DevicePathRules, RefuseWhatIsNotBuiltWithAReasonAndARemedy) {
            {"moe.capacity.factor=1.25", "capacity limits with train.precision: bf16; set null (dropless)"},
            {"moe.capacity.eval_factor=2", "capacity limits with train.precision: bf16; set null (dropless)"},
            {"moe.balance.losses=[{type: importance}]", "losses of type importance with"},
-           {"moe.dispatch.type=alltoall", "an exchange between ranks with"},
+           {"moe.dispatch.type=shared", "dispatch shared with train.precision: bf16; use auto or alltoall"},
+           {"moe.dispatch.payload=bf16", "rows that travel in another type with train.precision: bf16; use same"},
            {"parallel.reduction=canonical", "use fast"},
            {"parallel.executor=interleaved", "use sequential"},
-           {"parallel.ep=2", "layers that ranks share with train.precision: bf16; set ep: 1", 2},
-           {"parallel.tp=2", "layers that ranks share with train.precision: bf16; set tp: 1", 2},
-           {"parallel.zero=1", "sharded optimizer state with train.precision: bf16; set zero: 0", 2},
+           {"parallel.tp=2", "tensors that are spread over ranks with train.precision: bf16; set tp: 1 and spread", 2},
+           {"parallel={tp: 2, etp: 2}", "parallel.etp: not built yet: tensors that are spread over ranks", 2},
        }) {
     SCOPED_TRACE(refusal.set);
     const std::string message = config_error([&] { load(refusal.set, refusal.ranks); });

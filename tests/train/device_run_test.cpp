@@ -3,6 +3,7 @@
 // both paths continue.
 #include "core/log.h"
 #include "data/token_files.h"
+#include "support/ranks.h"
 #include "train/layout_runs.h"
 #include "train/trainer.h"
 
@@ -13,7 +14,7 @@ using Path = std::optional<model::DevicePath>;
 const Path kHost = {}, kDevice = model::DevicePath{};
 const Path kBf16 = model::DevicePath{.device = at::kCPU, .compute = at::kBFloat16};
 
-train::RunConfig run_config(const std::string& tokens, int64_t steps) {
+train::RunConfig run_config(const std::string& tokens, int64_t steps, const Layout& layout) {
   train::RunConfig config = layout_config({.name = "Device"});
   config.data.train = {{.name = "t", .path = tokens}};
   config.data.valid = {{.name = "v", .path = tokens}};
@@ -22,7 +23,9 @@ train::RunConfig run_config(const std::string& tokens, int64_t steps) {
   config.eval.every = 1;
   config.eval.batches = 2;
   config.checkpoint.every = 2;
-  train::resolve(config, 1);
+  config.parallel.ep = layout.ep, config.parallel.zero = layout.zero;
+  config.parallel.reduction = parallel::Reduction::kFast;
+  train::resolve(config, layout.ranks());
   return config;
 }
 
@@ -41,13 +44,28 @@ class DeviceRun : public ::testing::Test {
   }
   // Continues what is in the directory.
   Trained train(const std::string& name, int64_t steps, const Path& path) {
+    return train_rank(name, steps, path, {}, {});
+  }
+  Trained train_on(const Layout& layout, const std::string& name, int64_t steps, const Path& path) {
+    std::vector<Trained> all(layout.ranks());
+    run_ranks(layout.ranks(),
+              [&](const comm::Group& world) { all[world.rank()] = train_rank(name, steps, path, world, layout); });
+    return all[0];
+  }
+
+ private:
+  Trained train_rank(const std::string& name, int64_t steps, const Path& path, const comm::Group& world,
+                     const Layout& layout) {
     at::set_num_threads(1);
-    const auto config = run_config(directory_ / "tokens", steps);
-    const parallel::Mesh mesh;
-    const data::LoaderOptions options{.data = config.data,
-                                      .expected = {int64_t{1} << 20, ""},
-                                      .micro_batch_size = config.train.micro_batch_size,
-                                      .global_batch_size = config.train.global_batch_size};
+    const auto config = run_config(directory_ / "tokens", steps, layout);
+    const parallel::Mesh mesh(world, config.parallel);
+    data::LoaderOptions options;
+    options.data = config.data;
+    options.expected = {int64_t{1} << 20, ""};
+    options.micro_batch_size = config.train.micro_batch_size;
+    options.global_batch_size = config.train.global_batch_size;
+    options.dp_rank = mesh.dp().rank();
+    options.dp_size = mesh.dp().size();
     data::BatchLoader batches(options);
     const data::ValidationLoader validation(options, config.eval.batches);
     const auto log = make_silent_log();
@@ -64,7 +82,6 @@ class DeviceRun : public ::testing::Test {
     return {evaluation.loss, trainer.state_digest(), evaluation.layers.at(0).dispatched_E};
   }
 
- private:
   data::TemporaryDirectory directory_;
 };
 
@@ -102,6 +119,35 @@ TEST_F(DeviceRun, ContinuesARunOfTheHostWhichContinuesItAgain) {
   const Trained mixed = train("mixed", 6, kHost);
   EXPECT_NEAR(mixed.evaluation / alone.evaluation, 1.0, 1e-5);
   EXPECT_NE(mixed.digest, alone.digest) << "the device path rounds otherwise, so it was taken";
+}
+
+class DeviceRunRanks : public DeviceRun {};
+
+// What ranks with their own experts and moments have saved, one rank of the host continues, and the other way round.
+TEST_F(DeviceRunRanks, ContinueRunsOfTheHostAndGiveThemBack) {
+  const Trained alone = train("alone", 6, kHost);
+  for (const Layout layout : {Layout{2, 2, 0}, Layout{2, 2, 1}, Layout{4, 2, 1}}) {
+    const auto name = fmt::format("dp{}ep{}zero{}", layout.dp, layout.ep, layout.zero);
+    SCOPED_TRACE(name);
+    train(name, 2, kHost);
+    train_on(layout, name, 4, kDevice);
+    const Trained mixed = train(name, 6, kHost);
+    EXPECT_NEAR(mixed.evaluation / alone.evaluation, 1.0, 1e-5);
+  }
+}
+
+TEST_F(DeviceRunRanks, ContinueBitwiseAndEvaluateLikeTheHost) {
+  const Trained host = train("host", 4, kHost);
+  for (const Layout layout : {Layout{2, 2, 0}, Layout{4, 2, 1}}) {
+    const auto name = fmt::format("dp{}zero{}", layout.dp, layout.zero);
+    SCOPED_TRACE(name);
+    const Trained whole = train_on(layout, name + "whole", 4, kDevice);
+    train_on(layout, name + "parts", 2, kDevice);
+    const Trained parts = train_on(layout, name + "parts", 4, kDevice);
+    EXPECT_EQ(parts.digest, whole.digest);
+    EXPECT_EQ(parts.evaluation, whole.evaluation);
+    EXPECT_NEAR(whole.evaluation / host.evaluation, 1.0, 1e-5);
+  }
 }
 
 }  // namespace

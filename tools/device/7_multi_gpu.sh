@@ -3,8 +3,8 @@
 # Several GPUs, one rank each.
 # shellcheck source=tools/device/common.sh
 source "$(dirname "$0")/common.sh"
-usage_if_asked "On 2, 4 and 8 GPUs, as many as there are: the NCCL transport's conformance suite over mpirun, then 40 steps with the batch spread
-over them, compared with one GPU." "$@"
+usage_if_asked "On 2, 4 and 8 GPUs, as many as there are: the NCCL transport's conformance suite over mpirun. On 2 and 4 then 40 steps with the batch
+spread over them, with experts spread over 2 of them, and with optimizer state shared as well, each compared with one GPU." "$@"
 need_gpus 2
 
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -23,8 +23,16 @@ train() {
   mpirun_of conclave
   rm -rf "${OUT:?}/$name"
   LOG="multi_$name" limited "${MPIRUN[@]}" --bind-to none -n "$ranks" "${STARTED[@]}" train configs/tiny.yaml --run "$OUT/$name" \
-    --set train.steps=40 --set train.device=cuda --set train.precision=fp32 --set parallel.reduction=fast --set parallel.zero=0 "$@"
+    --set train.steps=40 --set train.device=cuda --set train.precision=fp32 --set parallel.reduction=fast "$@"
   [[ $STATUS -eq 0 ]] || result=1
+}
+# follow NAME RANKS SETTING...: trains so and compares the losses with one GPU's.
+follow() {
+  local name=$1
+  train "$@"
+  python3 tools/device/compare_losses.py "$OUT/one/metrics.jsonl" "$OUT/$name/metrics.jsonl" --first 40 1e-3 --json "$OUT/$name.json" ||
+    result=1
+  [[ ! -f "$OUT/$name.json" ]] || fields+=("$name=@$OUT/$name.json")
 }
 
 make_tokens
@@ -39,10 +47,9 @@ for ranks in 2 4 8; do
   [[ $STATUS -eq 0 ]] || result=1
   fields+=("nccl_$ranks=$STATUS")
   ((ranks <= 4)) || continue # the batch of configs/tiny.yaml has four micro-batches
-  train "dp$ranks" "$ranks"
-  python3 tools/device/compare_losses.py "$OUT/one/metrics.jsonl" "$OUT/dp$ranks/metrics.jsonl" --first 40 1e-3 --json "$OUT/dp$ranks.json" ||
-    result=1
-  [[ ! -f "$OUT/dp$ranks.json" ]] || fields+=("dp_$ranks=@$OUT/dp$ranks.json")
+  follow "dp$ranks" "$ranks" --set parallel.zero=0
+  follow "dp${ranks}_ep2" "$ranks" --set parallel.zero=0 --set parallel.ep=2
+  follow "dp${ranks}_ep2_zero1" "$ranks" --set parallel.zero=1 --set parallel.ep=2
 done
 record multi_gpu status="$result" seconds="$SECONDS" gpus_used="$gpus" "${fields[@]}"
 exit "$result"
