@@ -9,11 +9,13 @@
 #include <nlohmann/json.hpp>
 
 #include "app/bench_dispatch.h"
+#include "app/bench_layer.h"
 #include "app/bench_overlap.h"
 #include "app/bench_scaling.h"
 #include "app/bench_step.h"
 #include "app/config_options.h"
 #include "app/gemm_speed.h"
+#include "app/rank_device.h"
 #include "app/rank_resources.h"
 #include "core/error.h"
 #include "model/product_shapes.h"
@@ -26,6 +28,7 @@ struct BenchOptions {
   StepBenchOptions step;
   DispatchBenchOptions dispatch;
   int64_t exchanges = -1;
+  LayerBenchOptions layer;
   OverlapOptions overlap;
   ScalingOptions scaling;
   std::string json;
@@ -86,11 +89,23 @@ nlohmann::json to_json(const StepBench& bench) {
 
 int bench_step_in(comm::World& world, const BenchOptions& options) {
   const auto config = load_without_data(options.config, world.size());
-  const auto bench = bench_step(world, config, options.step);
-  if (world.rank() != 0) return 0;
-  fmt::print("{}: {}", options.config.file, step_report(bench, config, world.size()));
-  if (!options.json.empty()) write_text(options.json, to_json(bench).dump(2));
-  return 0;
+  return with_memory_advice(config, [&] {
+    const auto bench = bench_step(world, config, options.step);
+    if (world.rank() != 0) return 0;
+    fmt::print("{}: {}", options.config.file, step_report(bench, config, world.size()));
+    if (!options.json.empty()) write_text(options.json, to_json(bench).dump(2));
+    return 0;
+  });
+}
+
+int bench_layer_in(comm::World& world, const BenchOptions& options) {
+  const auto config = load_without_data(options.config, world.size());
+  return with_memory_advice(config, [&] {
+    const auto bench = bench_layer(world, config, options.layer);
+    fmt::print("{}: {}", options.config.file, layer_report(bench));
+    if (!options.json.empty()) write_text(options.json, to_json(bench).dump(2));
+    return 0;
+  });
 }
 
 int bench_dispatch_in(comm::World& world, const BenchOptions& options) {
@@ -148,6 +163,25 @@ void add_step(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std
     run = [options] {
       keep_memory();
       return comm::run_world([&](comm::World& world) { return bench_step_in(world, *options); });
+    };
+  });
+}
+
+void add_layer(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std::function<int()>& run) {
+  auto* command =
+      bench.add_subcommand("layer", "one MoE layer, its time and memory, beside the GEMM ceiling of the same run");
+  add_config_options(*command, options->config);
+  command->add_option("--repetitions", options->layer.repetitions, "of every measurement, in turns")
+      ->check(CLI::Range(1, 1000));
+  command->add_option("--seconds", options->layer.seconds, "least time of a repetition")->check(CLI::Range(0.0, 60.0));
+  command->add_option("--json", options->json, "write the figures to this file as well");
+  command->footer(
+      "Tokens: a micro-batch, train.micro_batch_size x data.seq_len.\n"
+      "Example: conclave bench layer configs/presets/small-mixtral.yaml --set train.micro_batch_size=8");
+  command->callback([options, &run] {
+    run = [options] {
+      keep_memory();
+      return comm::run_world([&](comm::World& world) { return bench_layer_in(world, *options); });
     };
   });
 }
@@ -228,6 +262,7 @@ void add_bench_command(CLI::App& app, std::function<int()>& run) {
   command->footer("Example: conclave bench step configs/presets/small-mixtral.yaml");
   add_gemm(*command, options, run);
   add_step(*command, options, run);
+  add_layer(*command, options, run);
   add_dispatch(*command, options, run);
   add_overlap(*command, options, run);
   add_scaling(*command, options, run);

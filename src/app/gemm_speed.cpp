@@ -3,7 +3,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/ones.h>
+#include <ATen/ops/randn.h>
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -22,16 +22,15 @@ struct Operands {
 // Laid out as in training: activations [rows, depth], weights [columns, depth], gradients [rows, columns].
 Operands operands(const Product& p, const at::TensorOptions& o) {
   if (p.pass == Pass::kForward)
-    return {at::ones({p.rows, p.depth}, o), at::ones({p.columns, p.depth}, o).t(), at::empty({p.rows, p.columns}, o)};
+    return {at::randn({p.rows, p.depth}, o), at::randn({p.columns, p.depth}, o).t(), at::empty({p.rows, p.columns}, o)};
   if (p.pass == Pass::kInputGradient)
-    return {at::ones({p.rows, p.columns}, o), at::ones({p.columns, p.depth}, o), at::empty({p.rows, p.depth}, o)};
-  return {at::ones({p.rows, p.columns}, o).t(), at::ones({p.rows, p.depth}, o), at::empty({p.columns, p.depth}, o)};
+    return {at::randn({p.rows, p.columns}, o), at::randn({p.columns, p.depth}, o), at::empty({p.rows, p.depth}, o)};
+  return {at::randn({p.rows, p.columns}, o).t(), at::randn({p.rows, p.depth}, o), at::empty({p.columns, p.depth}, o)};
 }
 
 void multiply(Operands& operands) {
   at::mm_out(operands.out, operands.left, operands.right);
-  // Its end is known when a number of it is here.
-  if (operands.out.is_cuda()) kernels::HostReads().read(operands.out.narrow(0, 0, 1).narrow(1, 0, 1));
+  kernels::HostReads().wait_for(operands.out.device());
 }
 
 // Seconds of one product, of each repetition.
@@ -78,6 +77,10 @@ std::vector<ProductSpeed> measure(std::span<const Product> products, double seco
     speeds.push_back({giga / times.front(), giga / times[times.size() / 2]});
   }
   return speeds;
+}
+
+std::function<void()> product_call(const Product& product, const at::TensorOptions& options) {
+  return [all = operands(product, options)]() mutable { at::mm_out(all.out, all.left, all.right); };
 }
 
 Product ceiling_product(bool on_gpu) {

@@ -6,6 +6,7 @@
 #include <c10/core/TensorOptions.h>
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -27,10 +28,15 @@ struct ProductSpeed {
   double best_gflops = 0, median_gflops = 0;
 };
 
-// Each product for about `seconds`, seven times over. In the order of `products`. In `options`' type and on its device;
-// on a GPU every product is waited for, so only large ones say anything.
+// Each product for about `seconds`, seven times over, on random normal numbers: constant ones let a GPU clock higher.
+// In the order of `products`. In `options`' type and on its device; on a GPU every product is waited for, so only large
+// ones say anything.
 std::vector<ProductSpeed> measure(std::span<const Product> products, double seconds,
                                   const at::TensorOptions& options = at::kFloat);
+
+// The product as a call, on operands of random normal numbers in `options`' type and on its device. On a GPU a call
+// starts it and does not wait.
+std::function<void()> product_call(const Product& product, const at::TensorOptions& options);
 
 // The product that stands for the ceiling: 2048 in all sizes, 8192 on a GPU.
 Product ceiling_product(bool on_gpu = false);

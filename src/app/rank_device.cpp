@@ -2,7 +2,11 @@
 #include "app/rank_device.h"
 
 #include <ATen/Context.h>
+#include <c10/util/Exception.h>
 
+#include <regex>
+
+#include "config/fields.h"
 #include "nn/attention_product.h"
 
 namespace conclave::app {
@@ -43,6 +47,46 @@ void try_device_path(const model::Transformer& model, const train::RunConfig& co
   nn::try_attention(kernel, path->device, path->compute, model.shape().head_dim);
   log.info("computes in {} beside fp32 masters; attention: {}", path->compute == at::kBFloat16 ? "bf16" : "fp32",
            nn::name_of(kernel));
+}
+
+kernels::HostReads::Around shown_waits(std::shared_ptr<comm::Activity> activity) {
+  return [activity = std::move(activity)](const std::function<void()>& wait) {
+    const comm::Inside inside(*activity, comm::kDeviceWait);
+    wait();
+  };
+}
+
+namespace {
+
+// LibTorch's words for what was asked for and what there is, in ours; its first line where it has found others.
+std::string shortage(const std::string& text) {
+  static const std::regex kNumbers(
+      R"(Tried to allocate ([0-9.]+ \w+)\. GPU ([0-9]+) has a total capacity of ([0-9.]+ \w+) )"
+      R"(of which ([0-9.]+ \w+) is free)");
+  std::smatch found;
+  if (!std::regex_search(text, found, kNumbers))
+    return fmt::format("the GPU has no memory left: {}", text.substr(0, text.find('\n')));
+  return fmt::format("GPU {} has no memory left: {} more were asked for, and of its {} are free {}", found[2].str(),
+                     found[1].str(), found[3].str(), found[4].str());
+}
+
+std::string advice(const train::RunConfig& config) {
+  std::string keys = config.train.micro_batch_size > 1
+                         ? fmt::format("Set train.micro_batch_size below {}", config.train.micro_batch_size)
+                         : std::string("train.micro_batch_size is 1 already; set a smaller data.seq_len");
+  if (config.memory.recompute != model::Recompute::kFull)
+    keys += fmt::format(", or memory.recompute: full (now {})", config::enum_name(config.memory.recompute));
+  return keys + ", or take more ranks. `conclave info CONFIG` counts what a rank holds";
+}
+
+}  // namespace
+
+int with_memory_advice(const train::RunConfig& config, const std::function<int()>& body) {
+  try {
+    return body();
+  } catch (const c10::OutOfMemoryError& error) {
+    throw Error(ExitCode::kBug, fmt::format("{}.\n  {}.", shortage(error.what_without_backtrace()), advice(config)));
+  }
 }
 
 std::string backend_for(const train::RunConfig& config, const comm::DeviceChoice& device, int ranks) {

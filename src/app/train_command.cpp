@@ -76,9 +76,7 @@ int64_t peak_bytes(const comm::Group& group) {
   return peak[0];
 }
 
-int train_in(comm::World& world, const TrainOptions& options) {
-  const auto loaded =
-      train::load_config(options.config.file, options.config.overrides, {world.size(), train::Purpose::kTrain, true});
+int train_with(comm::World& world, const TrainOptions& options, const train::LoadedConfig& loaded) {
   train::RunConfig config = loaded.config;
   const std::filesystem::path where =
       options.run.empty() ? std::filesystem::path("runs") / std::filesystem::path(options.config.file).stem()
@@ -109,6 +107,7 @@ int train_in(comm::World& world, const TrainOptions& options) {
 
   comm::Watchdog watchdog(config.train.hang_timeout.seconds, group.rank(), world.activity(), world.roll_call());
   model::Transformer model(train::transformer_config(config), mesh);
+  model.reads().observe(shown_waits(world.activity()));
   try_device_path(model, config, *log);
   if (!model.dispatch_reason().empty()) log->info("dispatch {}", model.dispatch_reason());
   train::TrainStep step(config, mesh, model, failpoints);
@@ -123,6 +122,12 @@ int train_in(comm::World& world, const TrainOptions& options) {
     log->info("{}", train::end_block(trainer, config, around));
   }
   return static_cast<int>(code);
+}
+
+int train_in(comm::World& world, const TrainOptions& options) {
+  const auto loaded =
+      train::load_config(options.config.file, options.config.overrides, {world.size(), train::Purpose::kTrain, true});
+  return with_memory_advice(loaded.config, [&] { return train_with(world, options, loaded); });
 }
 
 }  // namespace

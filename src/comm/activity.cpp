@@ -4,20 +4,6 @@
 namespace conclave::comm {
 namespace {
 
-class Inside {
- public:
-  Inside(Activity& activity, const char* collective) : activity_(activity), outer_(activity.collective()) {
-    activity_.enter(collective);
-  }
-  ~Inside() { activity_.enter(outer_); }
-  Inside(const Inside&) = delete;
-  Inside& operator=(const Inside&) = delete;
-
- private:
-  Activity& activity_;
-  const char* outer_;  // a group may be built on another
-};
-
 class ObservedTransport : public Transport {
  public:
   ObservedTransport(std::shared_ptr<Transport> transport, std::shared_ptr<Activity> activity)

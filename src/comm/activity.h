@@ -39,6 +39,25 @@ class Activity {
   std::atomic<Clock::rep> last_beat_{Clock::now().time_since_epoch().count()};
 };
 
+// While it lives, its thread is inside of a collective, or waits for its own device. `what` lives for ever: a literal.
+class Inside {
+ public:
+  Inside(Activity& activity, const char* what) : activity_(activity), outer_(activity.collective()) {
+    activity_.enter(what);
+  }
+  ~Inside() { activity_.enter(outer_); }
+  Inside(const Inside&) = delete;
+  Inside& operator=(const Inside&) = delete;
+
+ private:
+  Activity& activity_;
+  const char* outer_;  // a group may be built on another
+};
+
+// What a rank is inside of while it waits for its GPU, where the exchanges of NCCL end: like one in a collective, it
+// may be held up by another rank.
+inline constexpr const char* kDeviceWait = "device wait";
+
 // `transport`, which writes into `activity` what it is doing, and so do its splits.
 std::shared_ptr<Transport> make_observed(std::shared_ptr<Transport> transport, std::shared_ptr<Activity> activity);
 

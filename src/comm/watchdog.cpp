@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <string_view>
 
 #include "core/error.h"
 
@@ -81,13 +82,17 @@ bool Watchdog::speaks(const std::vector<RollCall::Answer>& answers) const {
 std::string Watchdog::report(const std::vector<RollCall::Answer>& answers) const {
   const char* collective = activity_->collective();
   std::string suspect;
+  const bool device = collective != nullptr && std::string_view(collective) == kDeviceWait;
   if (collective == nullptr)
     suspect = "This rank itself does not go on: it computes, reads or writes, and the others wait for it";
-  else if (answers.empty())
+  else if (!answers.empty())
+    suspect = fmt::format("It waits {}. {}", device ? "for its GPU" : fmt::format("in {}", collective),
+                          describe_absence(answers, roll_call_->hosts()));
+  else if (device)
+    suspect = "It waits for its GPU, where something that was started does not end: look at nvidia-smi and dmesg";
+  else
     suspect = fmt::format("It waits in {} for a peer that has died, hangs or is much slower, or the network is cut",
                           collective);
-  else
-    suspect = fmt::format("It waits in {}. {}", collective, describe_absence(answers, roll_call_->hosts()));
   const std::chrono::duration<double> elapsed = Clock::now() - activity_->last_beat();
   return fmt::format(
       "rank {}: nothing has moved for {:.1f} s (train.hang_timeout is {:g} s): step {}, in {}. {}. The job ends with "

@@ -38,10 +38,6 @@ class Random {
   double uniform(uint64_t id) const;  // [0, 1), 53 bits
   double normal(uint64_t id) const;   // mean 0, variance 1 (Box-Muller)
 
-  // What philox() takes besides the id: its key, and the high half of its counter.
-  std::array<uint32_t, 2> key() const { return key_; }
-  std::array<uint32_t, 2> high() const { return high_; }
-
  private:
   std::array<uint32_t, 2> key_;
   std::array<uint32_t, 2> high_;

@@ -12,8 +12,6 @@
 namespace conclave::kernels {
 namespace {
 
-bool one_kernel(const Tensor& rows) { return rows.is_cuda() && rows.scalar_type() == at::kBFloat16; }
-
 void check_groups(const char* kernel, const Tensor& rows_NK, const Tensor& w_EOI, const RowGroups& groups) {
   check_dimensions(kernel, {rows_NK, "rows_NK"}, 2);
   check_dimensions(kernel, {w_EOI, "w_EOI"}, 3);
@@ -34,11 +32,12 @@ void for_experts(const RowGroups& groups, const Body& body) {
   }
 }
 
-// y[n] = x[n] · m[e], m [E, K, O] of any strides.
+// y[n] = x[n] · m[e], m [E, K, O] of any strides. ATen's kernel has no form that writes into a given tensor, so its own
+// takes the place of y.
 void rows_times(const Tensor& x_NK, const Tensor& m_EKO, const RowGroups& groups, Tensor& y_NO) {
   if (x_NK.size(0) == 0) return;
-  if (one_kernel(x_NK)) {
-    y_NO.copy_(at::_grouped_mm(x_NK, m_EKO, groups.ends_E));
+  if (has_grouped_product(x_NK)) {
+    y_NO = at::_grouped_mm(x_NK, m_EKO, groups.ends_E).contiguous();
     zero_tail(groups.ends_E, y_NO);
     return;
   }
@@ -72,8 +71,8 @@ void grouped_backward_weight(const Tensor& dy_NO, const Tensor& x_NI, const RowG
   check_sizes("grouped_backward_weight", {dw_EOI, "dw_EOI"}, {dw_EOI.size(0), dy_NO.size(1), x_NI.size(1)});
   if (fresh) dw_EOI.zero_();
   if (dy_NO.size(0) == 0) return;
-  if (one_kernel(dy_NO)) {
-    accumulate_experts(at::_grouped_mm(dy_NO.t(), x_NI, groups.ends_E), groups.ends_E, dw_EOI);
+  if (has_grouped_product(dy_NO)) {
+    accumulate_experts(at::_grouped_mm(dy_NO.t(), x_NI, groups.ends_E).contiguous(), groups.ends_E, dw_EOI);
     return;
   }
   for_experts(groups, [&](int64_t e, int64_t begin, int64_t count) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The products of many experts at once: rows sorted by expert, expert e's rows ending at ends_E[e], which stays on the
-// device. Float, double (CPU), bf16. A safe wrapper of at::_grouped_mm on CUDA in bf16, which leaves rows after the
-// last end unset, refuses no rows at all and has written garbage for experts without rows; elsewhere a loop over
-// experts, for which a CUDA tensor's ends are read (counted) unless the host knows them. N rows, E experts, weights
-// [O, I] as in nn/linear.h.
+// device. Float, double (CPU), bf16. A safe wrapper of at::_grouped_mm where that is one kernel (placement.h), which
+// leaves rows after the last end unset, refuses no rows at all and has written garbage for experts without rows;
+// elsewhere a loop over experts, for which a CUDA tensor's ends are read (counted) unless the host knows them. N rows,
+// E experts, weights [O, I] as in nn/linear.h.
 #pragma once
 
 #include "core/tensor.h"
@@ -19,9 +19,9 @@ struct RowGroups {
 
 // Weights lie evenly in memory: w_EOI may be a view with any stride between experts.
 
-// y[n] = x[n] · W[e]ᵀ; rows after the last end become zero.
+// y[n] = x[n] · W[e]ᵀ; rows after the last end become zero. y has its size and type; another tensor may take its place.
 void grouped_forward(const Tensor& x_NI, const Tensor& w_EOI, const RowGroups& groups, Tensor& y_NO);
-// dx[n] = dy[n] · W[e]; rows after the last end become zero.
+// dx[n] = dy[n] · W[e], likewise; rows after the last end become zero.
 void grouped_backward_input(const Tensor& dy_NO, const Tensor& w_EOI, const RowGroups& groups, Tensor& dx_NI);
 // dW[e] = dy[e]ᵀ · x[e] when `fresh`, else dW[e] += it; nothing is zero for experts without rows. dW may be float where
 // dy and x are bf16. What lies in rows after the last end does not matter.

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The device side of the functions of norm.h, swiglu.h, rope.h, rows.h, embedding.h, softmax.h, cross_entropy.h and
+// The device side of the functions of norm.h, swiglu.h, rope.h, rows.h, embedding.h, cross_entropy.h and
 // optimizer.h, which call these for tensors that placement.h finds on a device. Rows are float or bf16; what a row has
 // one number of, and gradients of weights, are float. Arguments are checked but for index values, which only the device
 // knows: a row, position or target that is not there gives NaN. Nothing waits for the device.
 #pragma once
 
-#include "core/random.h"
 #include "core/tensor.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/loops_table.h"
@@ -32,7 +31,6 @@ void add_bias_on_device(Tensor& y_TO, const Tensor& bias_O);
 void sum_columns_on_device(const Tensor& dy_TO, Tensor& dbias_O);
 void add_on_device(Tensor& y, const Tensor& x);
 
-void softmax_rows_on_device(const Tensor& logits_TE, Tensor& probs_TE, Tensor& lse_T);
 void cross_entropy_rows_on_device(Tensor& logits_NV, const Tensor& targets_N, const Tensor& mask_N, bool gradient,
                                   Tensor& loss_N);
 void cross_entropy_part_on_device(Tensor& logits_NV, const DeviceVocabularyPart& part, bool gradient, Tensor& lse_N,
@@ -44,7 +42,6 @@ Tensor slice_sums_of_squares_on_device(const Tensor& x);
 Tensor sum_of_squares_on_device(const Tensor& x);
 Tensor first_non_finite_on_device(const Tensor& x);
 void adamw_on_device(const AdamWBuffers& buffers, const Tensor& blocks, const AdamWFactors& factors);
-void fill_normal_on_device(Tensor& x, const Random& random, uint64_t first_element, double std);
 
 Routed route_on_device(const Tensor& logits_TE, const Tensor& bias_E, const Tensor& segment_ids_BS,
                        const RouteRule& rule);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/arguments.h"
 #include "kernels/cuda/cross_entropy.h"
-#include "kernels/cuda/softmax.h"
 #include "kernels/on_device.h"
 #include "kernels/placement.h"
 
@@ -30,18 +29,6 @@ cuda::CrossEntropyPart checked_part(const char* name, const Tensor& logits_NV, c
 }
 
 }  // namespace
-
-void softmax_rows_on_device(const Tensor& logits_TE, Tensor& probs_TE, Tensor& lse_T) {
-  const char* name = "softmax_rows";
-  check_dimensions(name, {logits_TE, "logits_TE"}, 2);
-  const int64_t rows = logits_TE.size(0), n = logits_TE.size(1);
-  check_beside(name, logits_TE, at::kFloat, {{logits_TE, "logits_TE"}, {probs_TE, "probs_TE"}, {lse_T, "lse_T"}});
-  check_sizes(name, {probs_TE, "probs_TE"}, {rows, n});
-  check_sizes(name, {lse_T, "lse_T"}, {rows});
-  cuda::softmax_rows(
-      {rows, n, logits_TE.const_data_ptr<float>(), probs_TE.mutable_data_ptr<float>(), lse_T.mutable_data_ptr<float>()},
-      stream_of(logits_TE));
-}
 
 void cross_entropy_rows_on_device(Tensor& logits_NV, const Tensor& targets_N, const Tensor& mask_N, bool gradient,
                                   Tensor& loss_N) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/error.h"
 #include "kernels/arguments.h"
 #include "kernels/cuda/route.h"
 #include "kernels/cuda/slots.h"
@@ -24,6 +25,15 @@ cuda::RouteShape shape_of(const Tensor& logits_TE, const Tensor& segment_ids_BS,
   shape.sigmoid = rule.sigmoid, shape.over_picks = rule.over_picks, shape.normalise = rule.normalise;
   shape.scale = static_cast<float>(rule.scale);
   return shape;
+}
+
+void check_shared_memory(const cuda::RouteShape& shape) {
+  const int64_t bytes = cuda::route_shared_bytes(shape);
+  if (bytes <= cuda::kMostSharedBytes) return;
+  throw ConfigError(
+      "moe.top_k: {} of {} experts in {} groups of which {} are kept take {} bytes of a GPU's shared memory in the "
+      "router's kernel, which has {}\n  Take fewer of each, or train.device: cpu.",
+      shape.top_k, shape.experts, shape.groups, shape.kept_groups, bytes, cuda::kMostSharedBytes);
 }
 
 Routed empty_routed(const Tensor& logits_TE, bool biased, int64_t sequences, int64_t k) {
@@ -51,6 +61,7 @@ Routed route_on_device(const Tensor& logits_TE, const Tensor& bias_E, const Tens
   if (bias_E.defined()) check_beside("route", logits_TE, at::kFloat, {{bias_E, "bias_E"}});
   cuda::Route a{};
   a.shape = shape_of(logits_TE, segment_ids_BS, rule);
+  check_shared_memory(a.shape);
   Routed r = empty_routed(logits_TE, bias_E.defined(), a.shape.sequences, rule.top_k);
   const int64_t chunks = cuda::chunks_of(a.shape), E = logits_TE.size(1);
   Tensor counts = at::empty({chunks * 3 * E}, r.ids_TK.options()),

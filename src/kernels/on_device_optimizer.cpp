@@ -53,11 +53,4 @@ void adamw_on_device(const AdamWBuffers& buffers, const Tensor& blocks, const Ad
   cuda::adamw(a, stream_of(parameters));
 }
 
-void fill_normal_on_device(Tensor& x, const Random& random, uint64_t first_element, double std) {
-  check_beside("fill_normal", x, at::kFloat, {{x, "x"}});
-  const auto key = random.key(), high = random.high();
-  cuda::fill_normal({{key[0], key[1]}, {high[0], high[1]}, first_element, std, x.numel(), x.mutable_data_ptr<float>()},
-                    stream_of(x));
-}
-
 }  // namespace conclave::kernels

@@ -171,7 +171,6 @@ Tensor device_first_non_finite_1(const Tensor& x) {
 }
 
 void fill_normal(Tensor& x, const Random& random, uint64_t first_element, double std) {
-  if (on_device(x)) return fill_normal_on_device(x, random, first_element, std);
   check_tensors("fill_normal", {{x, "x"}});
   with_type(x, [&](auto zero) {
     using T = decltype(zero);

@@ -61,7 +61,7 @@ int64_t first_non_finite(const Tensor& x);
 Tensor device_first_non_finite_1(const Tensor& x);  // int64, on the device of x
 
 // Element i becomes random.normal(first_element + i) * std, so a shard holds what the whole tensor would.
-// Made on a device, a few may differ in the last bit of the float (kernels/cuda/philox.cuh).
+// On the CPU only: weights are made there, wherever a model lives, so that their bits are the same.
 void fill_normal(Tensor& x, const Random& random, uint64_t first_element, double std);
 
 }  // namespace conclave::kernels

@@ -15,6 +15,10 @@ bool on_device(const Tensor& tensor);
 // The stream on which ATen's next operation on the tensor's device will run. Only for tensors on the device.
 cuda::Stream stream_of(const Tensor& tensor);
 
+// Whether at::_grouped_mm is one kernel there that reads the groups' ends itself: for bf16 on GPUs of compute
+// capability 9 and 10. Elsewhere it is a loop of products, for which it fetches the ends from the device.
+bool has_grouped_product(const Tensor& tensor);
+
 // Float or BFloat16.
 cuda::Real real_of(const Tensor& tensor);
 

@@ -6,7 +6,6 @@
 #include "core/error.h"
 #include "kernels/arguments.h"
 #include "kernels/loops.h"
-#include "kernels/on_device.h"
 #include "kernels/parallel.h"
 #include "kernels/placement.h"
 
@@ -38,7 +37,6 @@ void top_k(const T* score, int64_t columns, int64_t k, int32_t* ids) {
 }  // namespace
 
 void softmax_rows(const Tensor& logits_TE, Tensor& probs_TE, Tensor& lse_T) {
-  if (on_device(logits_TE)) return softmax_rows_on_device(logits_TE, probs_TE, lse_T);
   const char* name = "softmax_rows";
   check_tensors(name, {{logits_TE, "logits_TE"}, {probs_TE, "probs_TE"}, {lse_T, "lse_T"}});
   check_dimensions(name, {logits_TE, "logits_TE"}, 2);

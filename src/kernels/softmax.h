@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Router scores and selection: softmax, sigmoid and top-k per row. Float or double. A row's bits depend on that row
-// alone, and ties are broken by expert number, so every layout of the same tokens picks the same experts.
+// alone, and ties are broken by expert number, so every layout of the same tokens picks the same experts. On the CPU;
+// only sigmoid_rows also takes a device's tensors (routers there: moe_device.h).
 #pragma once
 
 #include <cstdint>

@@ -7,8 +7,11 @@ void DeviceState::refresh() {
   layers_.clear();
   for (const MethodState& layer : state_.layers) {
     MethodState& copies = layers_.emplace_back();
-    for (const auto& [name, value] : layer.entries())
-      copies.declare(name, value.to(device_, value.scalar_type(), /*non_blocking=*/true, /*copy=*/true));
+    for (const auto& [name, value] : layer.entries()) {
+      // From memory that is not pinned a device copies while the host stands by.
+      const Tensor host = device_.is_cuda() ? value.pin_memory() : value;
+      copies.declare(name, host.to(device_, value.scalar_type(), /*non_blocking=*/true, /*copy=*/true));
+    }
   }
 }
 

@@ -47,6 +47,8 @@ void try_attention(AttentionKernel kernel, at::Device device, at::ScalarType dty
   try {
     attention_forward(kernel, state);
     attention_backward(kernel, some(), state);
+  } catch (const c10::OutOfMemoryError&) {
+    throw;  // no fault of the width
   } catch (const c10::Error& error) {
     throw ConfigError("model.head_dim: {} does not take heads of width {} here: {}\n  Choose another head_dim.",
                       name_of(kernel), head_dim, error.what_without_backtrace());

@@ -111,9 +111,10 @@ void Parameters::place(at::Device device, at::ScalarType compute) {
 }
 
 void Parameters::refresh() {
-  if (!dense_copy_.defined()) return;
+  if (!dense_copy_.defined() || !stale_) return;
   dense_copy_.copy_(dense_);
   expert_copy_.copy_(expert_);
+  stale_ = false;
 }
 
 Tensor Parameters::stacked_value(std::span<const ParameterId> ids) const {

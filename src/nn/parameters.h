@@ -66,8 +66,12 @@ class Parameters {
   // Moves the buffers to a device. With another type than theirs, all weights but the routers' get a copy of that type
   // for value(), and the buffers stay the masters, which updates, checkpoints and gradients speak of.
   void place(at::Device device, at::ScalarType compute);
-  // Makes the copies from the masters again: after every change of them.
+  // Makes the copies from the masters again, unless they are: before stages run. Whoever is given the masters to write
+  // may have changed them.
   void refresh();
+  // The copy of a buffer, for who changes the masters and it together and then says so; undefined where there is none.
+  const Tensor& copy_of(bool expert) const { return expert ? expert_copy_ : dense_copy_; }
+  void copies_are_fresh() { stale_ = false; }
 
   const Parameter& operator[](ParameterId id) const { return parameters_[id]; }
   const std::vector<Parameter>& all() const { return parameters_; }
@@ -75,7 +79,11 @@ class Parameters {
   Tensor value(ParameterId id) const { return values_[id]; }
   // The values of equally large parameters that follow each other, as one tensor with a dimension more: a view.
   Tensor stacked_value(std::span<const ParameterId> ids) const;
-  Tensor& flat(bool expert) { return expert ? expert_ : dense_; }
+  // To write the masters: copies count as stale from here on.
+  Tensor& flat(bool expert) {
+    stale_ = true;
+    return expert ? expert_ : dense_;
+  }
   const Tensor& flat(bool expert) const { return expert ? expert_ : dense_; }
   int64_t flat_size(bool expert) const { return expert ? expert_size_ : dense_size_; }
 
@@ -84,6 +92,7 @@ class Parameters {
   std::vector<Tensor> values_;
   Tensor dense_, expert_;
   Tensor dense_copy_, expert_copy_;  // in the type of the computation; undefined where that is the masters'
+  bool stale_ = true;                // the copies may differ from the masters
   int64_t dense_size_ = 0, expert_size_ = 0;
 };
 

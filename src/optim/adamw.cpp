@@ -43,6 +43,7 @@ void AdamW::step(Tensor& parameters, const Tensor& gradients, const StepSize& si
     Tensor p = parameters.narrow(0, range.begin, range.count), m = part(m_), v = part(v_);
     step.weight_decay = range.decay ? config_.weight_decay : 0.0;
     kernels::adamw(p, m, v, part(gradients), step);
+    if (copy.defined()) copy.narrow(0, range.begin, range.count).copy_(p);
   }
 }
 

@@ -28,7 +28,7 @@ class AdamW {
   // `ranges` of `parameters` cover what is trained here, `owned` elements with what lies between; neighbours with the
   // same treatment are merged.
   AdamW(const OptimConfig& config, const Tensor& parameters, int64_t owned, const std::vector<Range>& ranges);
-  // On a device one launch updates all ranges; `copy`, bf16 and as long as the parameters, then gets what was updated.
+  // On a device one launch updates all ranges. `copy`, bf16 and as long as the parameters, gets what was updated.
   void step(Tensor& parameters, const Tensor& gradients, const StepSize& size, const Tensor& copy = {});
   Tensor& first_moment() { return m_; }
   Tensor& second_moment() { return v_; }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The state of the device path in memory of the host, where checkpoints read and write it: pinned, so that it travels
-// at the speed of the link. On the host path nothing is copied.
+// at the speed of the link, and all of it under way at once. On the host path nothing is copied.
 #pragma once
 
 #include <vector>
@@ -11,17 +11,22 @@ namespace conclave::train {
 
 class HostCopies {
  public:
-  explicit HostCopies(const model::Transformer& model) : copies_(model.device_path() != nullptr) {}
-  // The tensor's numbers on the host, for as long as this lives; the tensor itself on the host path. Waits.
+  // `model` outlives it.
+  explicit HostCopies(const model::Transformer& model) : model_(model) {}
+  // The tensor's numbers on the host, for as long as this lives; the tensor itself on the host path. They are there
+  // after arrive().
   Tensor of(const Tensor& tensor);
-  // Writes what became of the copies back to where they came from. After a load.
+  // Waits, once, for all that was started.
+  void arrive();
+  // Starts to write what became of the copies back to where they came from; what the device is given next finds it
+  // there. After a load.
   void write_back();
 
  private:
   struct Copy {
     Tensor origin, host;
   };
-  bool copies_;
+  const model::Transformer& model_;
   std::vector<Copy> all_;
 };
 

@@ -83,13 +83,24 @@ bool writes_whole(const parallel::Mesh& mesh, bool expert) { return (expert ? me
 
 }  // namespace
 
-StateDict weight_state(model::Transformer& model, const parallel::Mesh& mesh, HostCopies* copies) {
+// A description holds pointers, so it can be made before the numbers have arrived.
+namespace {
+
+StateDict start_weight_state(model::Transformer& model, const parallel::Mesh& mesh, HostCopies* copies) {
   StateDict state;
   for (const bool expert : {false, true}) {
     append_flat(state, model.parameters(),
                 {on_host(model.parameters().flat(expert), copies), 0, expert, kParamRole, writes(mesh, expert),
                  writes_whole(mesh, expert)});
   }
+  return state;
+}
+
+}  // namespace
+
+StateDict weight_state(model::Transformer& model, const parallel::Mesh& mesh, HostCopies* copies) {
+  StateDict state = start_weight_state(model, mesh, copies);
+  if (copies != nullptr) copies->arrive();
   return state;
 }
 
@@ -118,7 +129,7 @@ StateDict method_state(model::Transformer& model, const parallel::Mesh& mesh) {
 
 StateDict full_state(model::Transformer& model, TrainStep& step, const parallel::Mesh& mesh, HostCopies* copies) {
   step.wait_for_weights();
-  StateDict state = weight_state(model, mesh, copies);
+  StateDict state = start_weight_state(model, mesh, copies);
   for (const bool expert : {false, true}) {
     auto& optimizer = step.optimizer(expert);
     const parallel::Shards& owned = step.owned(expert);
@@ -130,6 +141,7 @@ StateDict full_state(model::Transformer& model, TrainStep& step, const parallel:
                  {on_host(optimizer.second_moment(), copies), 0, expert, kSecondMomentRole, mine, whole});
   }
   for (auto& entry : method_state(model, mesh)) state.push_back(std::move(entry));
+  if (copies != nullptr) copies->arrive();
   return state;
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "core/tree_sum.h"
 #include "kernels/optimizer.h"
@@ -89,7 +90,7 @@ TrainStep::~TrainStep() noexcept(false) {
 }
 
 Tensor TrainStep::view(std::span<float> data) const {
-  const auto device = model_.parameters().flat(false).device();
+  const auto device = std::as_const(model_).parameters().flat(false).device();
   const std::vector<int64_t> size{std::ssize(data)};
   // Where the memory is, is said: of an empty buffer ATen could not find it out.
   return at::for_blob(data.data(), size)
@@ -206,10 +207,13 @@ std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
 }
 
 void TrainStep::update(const optim::StepSize& size) {
+  nn::Parameters& parameters = model_.parameters();
   for (const bool expert : {false, true}) {
     const Span span(&timeline_, expert ? "update of experts" : "update", "step");
-    optimizer(expert).step(model_.parameters().flat(expert), gradient_sum(expert), size);
+    optimizer(expert).step(parameters.flat(expert), gradient_sum(expert), size, parameters.copy_of(expert));
   }
+  // Of weights that other ranks update, the copies are made when those have come.
+  if (config_.parallel.zero == 0) parameters.copies_are_fresh();
   gather_.start();
   // On a device the next step begins with copies of all weights.
   if (config_.parallel.overlap_param_gather && !on_device()) return;

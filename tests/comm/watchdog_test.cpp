@@ -46,6 +46,15 @@ TEST(WatchdogTest, WhoWaitsForOthersLetsThemSpeakFirst) {
   EXPECT_THAT(late.get(), HasSubstr("It waits in all_reduce for a peer"));
 }
 
+TEST(WatchdogTest, SaysThatARankWaitsForItsGpu) {
+  const auto waits = std::make_shared<Activity>();
+  const Inside inside(*waits, kDeviceWait);
+  std::promise<std::string> reported;
+  Watchdog watchdog(0.1, 0, waits, nullptr, [&](const std::string& report) { reported.set_value(report); });
+  EXPECT_THAT(reported.get_future().get(),
+              HasSubstr("It waits for its GPU, where something that was started does not end"));
+}
+
 TEST(WatchdogTest, ZeroSecondsWatchNothing) {
   std::atomic<int> fired{0};
   {

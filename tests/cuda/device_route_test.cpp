@@ -125,6 +125,22 @@ TEST_F(DeviceRouteTest, GradientsAreThoseOfTheCpu) {
   }
 }
 
+TEST_F(DeviceRouteTest, RefusesPicksThatSharedMemoryDoesNotHold) {
+  run_on_device([] {
+    const Tensor logits = to_device(random_tensor({2, 512}, at::kFloat, 1)),
+                 segments = to_device(at::zeros({1, 2}, at::kInt));
+    const RouteRule rule{.top_k = 512, .groups = 512, .kept_groups = 512};
+    std::string message;
+    try {
+      route(logits, Tensor(), segments, rule);
+    } catch (const ConfigError& error) {
+      message = error.what();
+    }
+    EXPECT_EQ(message.substr(0, 77), "moe.top_k: 512 of 512 experts in 512 groups of which 512 are kept take 51216 ");
+    return std::vector<Tensor>{};
+  });
+}
+
 TEST_F(DeviceRouteTest, RefusesMoreExpertsThanItsRegistersHold) {
   run_on_device([] {
     const Tensor logits = to_device(random_tensor({2, 513}, at::kFloat, 1)),

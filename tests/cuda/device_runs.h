@@ -18,6 +18,19 @@ namespace conclave::kernels {
 // Why there is no device; empty where there is one.
 std::string device_absence();
 
+// Where to_device() puts tensors: a GPU, or the CPU that stands for one.
+at::Device test_device();
+
+// While it lives, whatever makes the host wait for the device throws, except the one door (kernels/host_reads.h). On
+// the CPU nothing waits, and only what went through the door is counted.
+class NoWaits {
+ public:
+  NoWaits();
+  ~NoWaits();
+  NoWaits(const NoWaits&) = delete;
+  NoWaits& operator=(const NoWaits&) = delete;
+};
+
 // A copy on the device.
 Tensor to_device(const Tensor& tensor);
 

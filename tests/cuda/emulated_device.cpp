@@ -20,9 +20,17 @@ struct Placed {
 
 bool on_device(const Tensor&) { return on; }
 
+// ATen has a form of its grouped product for the CPU, which leaves unset what the GPU's does.
+bool has_grouped_product(const Tensor& tensor) { return on && tensor.scalar_type() == at::kBFloat16; }
+
 cuda::Stream stream_of(const Tensor&) { return nullptr; }
 
 std::string device_absence() { return ""; }
+
+at::Device test_device() { return at::kCPU; }
+
+NoWaits::NoWaits() = default;
+NoWaits::~NoWaits() = default;
 
 Tensor to_device(const Tensor& tensor) { return tensor.clone(); }
 

@@ -7,7 +7,7 @@ usage_if_asked "Runs the test suites of what computes on a GPU: each kernel agai
 need_gpus 1
 
 program gpu_tests
-LOG=kernel_tests limited "${PROGRAM[@]}" --gtest_output="json:$OUT/kernel_tests_raw.json"
-must_have_run "$OUT/kernel_tests_raw.json"
-record kernel_tests status="$STATUS" seconds="$SECONDS" tests="@$OUT/kernel_tests_raw.json"
+LOG=kernel_tests limited "${PROGRAM[@]}" --gtest_output="json:$WORK/kernel_tests_raw.json"
+must_have_run "$WORK/kernel_tests_raw.json"
+record kernel_tests status="$STATUS" seconds="$SECONDS" tests="@$WORK/kernel_tests_raw.json"
 exit "$STATUS"

@@ -11,15 +11,14 @@ train() {
   local name=$1
   shift
   program conclave
-  rm -rf "${OUT:?}/$name"
-  LOG="train_$name" limited "${PROGRAM[@]}" train configs/tiny.yaml --run "$OUT/$name" --set train.steps=200 --set eval.every=200 \
+  LOG="train_$name" limited "${PROGRAM[@]}" train configs/tiny.yaml --run "$WORK/$name" --set train.steps=200 --set eval.every=200 \
     --set checkpoint.every=200 --set parallel.reduction=fast "$@"
-  [[ $STATUS -eq 0 ]] || fail "$STATUS" "training stopped; see $OUT/train_$name.log"
+  [[ $STATUS -eq 0 ]] || fail "$STATUS" "training stopped; see train_$name in $OUT/device.log"
 }
 compare() {
   local name=$1
   shift
-  python3 tools/device/compare_losses.py "$OUT/cpu/metrics.jsonl" "$OUT/$name/metrics.jsonl" --json "$OUT/losses_$name.json" "$@" ||
+  python3 tools/device/compare_losses.py "$WORK/cpu/metrics.jsonl" "$WORK/$name/metrics.jsonl" --json "$WORK/losses_$name.json" "$@" ||
     result=1
 }
 
@@ -30,5 +29,5 @@ train cuda_fp32 --set train.device=cuda --set train.precision=fp32
 compare cuda_fp32 --first 20 1e-4 --last 0.01
 train cuda_bf16 --set train.device=cuda --set train.precision=bf16
 compare cuda_bf16 --smooth 20 0.02
-record training status="$result" seconds="$SECONDS" fp32="@$OUT/losses_cuda_fp32.json" bf16="@$OUT/losses_cuda_bf16.json"
+record training status="$result" seconds="$SECONDS" fp32="@$WORK/losses_cuda_fp32.json" bf16="@$WORK/losses_cuda_bf16.json"
 exit "$result"

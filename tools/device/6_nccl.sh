@@ -7,7 +7,7 @@ usage_if_asked "Runs the conformance suite of the NCCL transport on one GPU: one
 need_gpus 1
 
 program base_tests
-LOG=nccl limited "${PROGRAM[@]}" --gtest_filter='*NcclDevice*' --gtest_output="json:$OUT/nccl_raw.json"
-must_have_run "$OUT/nccl_raw.json"
-record nccl status="$STATUS" seconds="$SECONDS" tests="@$OUT/nccl_raw.json"
+LOG=nccl limited "${PROGRAM[@]}" --gtest_filter='*NcclDevice*' --gtest_output="json:$WORK/nccl_raw.json"
+must_have_run "$WORK/nccl_raw.json"
+record nccl status="$STATUS" seconds="$SECONDS" tests="@$WORK/nccl_raw.json"
 exit "$STATUS"

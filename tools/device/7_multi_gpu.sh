@@ -21,8 +21,7 @@ train() {
   local name=$1 ranks=$2
   shift 2
   mpirun_of conclave
-  rm -rf "${OUT:?}/$name"
-  LOG="multi_$name" limited "${MPIRUN[@]}" --bind-to none -n "$ranks" "${STARTED[@]}" train configs/tiny.yaml --run "$OUT/$name" \
+  LOG="multi_$name" limited "${MPIRUN[@]}" --bind-to none -n "$ranks" "${STARTED[@]}" train configs/tiny.yaml --run "$WORK/$name" \
     --set train.steps=40 --set train.device=cuda --set train.precision=fp32 --set parallel.reduction=fast "$@"
   [[ $STATUS -eq 0 ]] || result=1
 }
@@ -30,9 +29,9 @@ train() {
 follow() {
   local name=$1
   train "$@"
-  python3 tools/device/compare_losses.py "$OUT/one/metrics.jsonl" "$OUT/$name/metrics.jsonl" --first 40 1e-3 --json "$OUT/$name.json" ||
+  python3 tools/device/compare_losses.py "$WORK/one/metrics.jsonl" "$WORK/$name/metrics.jsonl" --first 40 1e-3 --json "$WORK/$name.json" ||
     result=1
-  [[ ! -f "$OUT/$name.json" ]] || fields+=("$name=@$OUT/$name.json")
+  [[ ! -f "$WORK/$name.json" ]] || fields+=("$name=@$WORK/$name.json")
 }
 
 make_tokens
@@ -43,7 +42,7 @@ for ranks in 2 4 8; do
   mpirun_of launched_tests
   LOG="multi_nccl_$ranks" limited "${MPIRUN[@]}" --bind-to none -n "$ranks" "${STARTED[@]}" --gtest_filter='*Nccl*'
   # A suite that skips itself is no success here.
-  if [[ $STATUS -eq 0 ]] && ! grep -q '\[       OK \].*ConformsOverGpus' "$OUT/multi_nccl_$ranks.log"; then STATUS=1; fi
+  if [[ $STATUS -eq 0 ]] && ! grep -q '\[       OK \].*ConformsOverGpus' "$WORK/multi_nccl_$ranks.log"; then STATUS=1; fi
   [[ $STATUS -eq 0 ]] || result=1
   fields+=("nccl_$ranks=$STATUS")
   ((ranks <= 4)) || continue # the batch of configs/tiny.yaml has four micro-batches

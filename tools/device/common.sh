@@ -1,12 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 # What the scripts of this folder share; sourced, not run. They start on a machine with an NVIDIA GPU, from a checkout that has a CUDA
-# build (build/cuda) or a bundle of one (tools/dev/bundle), write JSON and logs to $OUT (default: out) and end within ten minutes.
+# build (build/cuda) or a bundle of one (tools/dev/bundle) and end within ten minutes. $OUT (default: out) gets few and small files, since
+# little may come back from such a machine: one JSON of each script, and device.log with the ends of all logs. Run folders and whatever
+# else is made lie in $WORK, which goes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 readonly SCRIPT="tools/device/$(basename "$0")"
 readonly SECONDS_TO_USE=560
 OUT="${OUT:-out}"
+WORK=$(mktemp -d)
+readonly WORK
+readonly LOG_BYTES=200000 # of each log that comes back
+
+# Every way out takes the logs along.
+collect_logs() {
+  local log
+  if [[ -d "$OUT" ]]; then
+    for log in "$WORK"/*.log; do
+      [[ -f "$log" ]] || continue
+      printf '=== %s: %s\n' "$SCRIPT" "$(basename "$log" .log)"
+      tail -c "$LOG_BYTES" "$log"
+    done >>"$OUT/device.log"
+  fi
+  rm -rf "$WORK"
+}
+trap collect_logs EXIT
+# A signal ends the script through the trap above.
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 fail() {
   local code=$1
@@ -52,16 +74,17 @@ program() {
   fi
 }
 
-# limited COMMAND...: runs it within what is left of the ten minutes and keeps its output in $OUT/NAME.log, with $LOG as NAME. Sets
-# STATUS.
+# limited COMMAND...: runs it within what is left of the ten minutes, or within $SHARE seconds of it, and keeps its output in
+# $WORK/NAME.log, with $LOG as NAME. Sets STATUS.
 limited() {
   local left=$((SECONDS_TO_USE - SECONDS))
+  if [[ -n "${SHARE:-}" && $SHARE -lt $left ]]; then left=$SHARE; fi
   STATUS=0
   ((left > 5)) || fail 1 "no time is left for: $*"
   printf '+ %s\n' "$*"
-  timeout --signal=INT --kill-after=10 "$left" "$@" >"$OUT/$LOG.log" 2>&1 || STATUS=$?
-  tail -n 3 "$OUT/$LOG.log"
-  [[ $STATUS -eq 0 ]] || printf '%s: exit code %s; see %s\n' "$SCRIPT" "$STATUS" "$OUT/$LOG.log" >&2
+  timeout --signal=INT --kill-after=10 "$left" "$@" >"$WORK/$LOG.log" 2>&1 || STATUS=$?
+  tail -n 3 "$WORK/$LOG.log"
+  [[ $STATUS -eq 0 ]] || printf '%s: exit code %s; see %s in %s\n' "$SCRIPT" "$STATUS" "$LOG" "$OUT/device.log" >&2
 }
 
 # record NAME KEY=VALUE...: writes $OUT/NAME.json with the machine, the commit and these; KEY=@FILE takes a JSON file.
@@ -73,7 +96,7 @@ must_have_run() {
   [[ ! -f "$1" ]] || ran=$(grep -c '"result": "COMPLETED"' "$1" || true)
   printf '%s tests ran\n' "$ran"
   if [[ $ran -eq 0 && $STATUS -eq 0 ]]; then
-    printf '%s: no test ran; the logs in %s say why\n' "$SCRIPT" "$OUT" >&2
+    printf '%s: no test ran; %s says why\n' "$SCRIPT" "$OUT/device.log" >&2
     STATUS=1
   fi
 }
@@ -93,5 +116,5 @@ make_tokens() {
     "${conclave[@]}" data train-tokenizer train.txt --vocab-size 512 --output tokenizer.json
     "${conclave[@]}" data tokenize train.txt --tokenizer tokenizer.json --output train
     "${conclave[@]}" data tokenize valid.txt --tokenizer tokenizer.json --output valid
-  ) >"$OUT/tokens.log" 2>&1 || fail 1 "could not make the tokens of configs/tiny.yaml; see $OUT/tokens.log"
+  ) >"$WORK/tokens.log" 2>&1 || fail 1 "could not make the tokens of configs/tiny.yaml; see tokens in $OUT/device.log"
 }

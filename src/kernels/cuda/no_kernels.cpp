@@ -10,7 +10,6 @@
 #include "kernels/cuda/route.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/slots.h"
-#include "kernels/cuda/softmax.h"
 #include "kernels/cuda/swiglu.h"
 
 namespace conclave::kernels::cuda {
@@ -27,20 +26,16 @@ void rope(const Rope&, Stream) { absent(); }
 void swiglu(const Swiglu&, Stream) { absent(); }
 void swiglu_backward(const SwigluBackward&, Stream) { absent(); }
 void gather_rows(const GatherRows&, Stream) { absent(); }
-void sum_rows(const SumRows&, Stream) { absent(); }
 void embedding_backward(const EmbeddingBackward&, Stream) { absent(); }
 void add_bias(const AddBias&, Stream) { absent(); }
 void add(const Add&, Stream) { absent(); }
-void convert(const Convert&, Stream) { absent(); }
 void cross_entropy_rows(const CrossEntropy&, Stream) { absent(); }
 void cross_entropy_part(const CrossEntropyPart&, Stream) { absent(); }
 void finish_cross_entropy_part(const CrossEntropyPart&, Stream) { absent(); }
-void softmax_rows(const SoftmaxRows&, Stream) { absent(); }
 void slice_sums_of_squares(const float*, int64_t, double*, Stream) { absent(); }
 void tree_sum(double*, int64_t, double*, Stream) { absent(); }
 void first_non_finite(const float*, int64_t, int64_t*, int64_t*, Stream) { absent(); }
 void adamw(const AdamW&, Stream) { absent(); }
-void fill_normal(const FillNormal&, Stream) { absent(); }
 void route(const Route&, Stream) { absent(); }
 void route_backward(const RouteBackward&, Stream) { absent(); }
 void slot_map(const Slots&, Stream) { absent(); }

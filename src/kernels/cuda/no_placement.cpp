@@ -6,6 +6,8 @@ namespace conclave::kernels {
 
 bool on_device(const Tensor&) { return false; }
 
+bool has_grouped_product(const Tensor&) { return false; }
+
 cuda::Stream stream_of(const Tensor&) {
   check(false, "stream_of: built without CUDA");
   return nullptr;

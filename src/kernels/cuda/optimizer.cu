@@ -26,8 +26,4 @@ void adamw(const AdamW& a, Stream stream) {
   launch("adamw", adamw_kernel, {a.block_count, kFlatThreads}, stream, a, low_bits == 0);
 }
 
-void fill_normal(const FillNormal& a, Stream stream) {
-  launch("fill_normal", fill_normal_kernel, {divide_up(a.count, kFlatThreads), kFlatThreads}, stream, a);
-}
-
 }  // namespace conclave::kernels::cuda

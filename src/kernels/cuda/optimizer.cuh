@@ -4,7 +4,6 @@
 
 #include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/optimizer.h"
-#include "kernels/cuda/philox.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 namespace conclave::kernels::cuda {
@@ -116,11 +115,6 @@ __global__ void adamw_kernel(AdamW a, bool aligned) {
   const int64_t by_four = whole ? block.count / 4 * 4 : 0;
   for (int64_t i = threadIdx.x * 4; i < by_four; i += blockDim.x * 4) update<4>(a, block, i, scale);
   for (int64_t i = by_four + threadIdx.x; i < block.count; i += blockDim.x) update<1>(a, block, i, scale);
-}
-
-__global__ void fill_normal_kernel(FillNormal a) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kFlatThreads + threadIdx.x;
-  if (i < a.count) a.x[i] = static_cast<float>(normal_of(a, a.first_element + static_cast<uint64_t>(i)) * a.std);
 }
 
 }  // namespace conclave::kernels::cuda

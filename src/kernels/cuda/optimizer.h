@@ -38,14 +38,4 @@ struct AdamW {
 };
 void adamw(const AdamW& a, Stream stream);
 
-// Element i becomes std * normal(first_element + i) of the Philox stream of core/random.h with this key.
-struct FillNormal {
-  uint32_t key[2], high[2];
-  uint64_t first_element;
-  double std;
-  int64_t count;
-  float* x;
-};
-void fill_normal(const FillNormal& a, Stream stream);
-
 }  // namespace conclave::kernels::cuda

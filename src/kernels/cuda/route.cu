@@ -21,17 +21,12 @@ void with_experts_per_lane(int experts, const Body& body) {
   }
 }
 
-size_t shared_bytes(const RouteShape& shape) {
-  const size_t totals = (shape.experts + 2) * sizeof(double) + 3 * shape.experts * sizeof(int32_t);
-  const size_t scratch = (shape.experts + shape.groups + 2 * shape.top_k + shape.kept_groups) * sizeof(float);
-  return totals + kRouteWarps * scratch;
-}
-
 }  // namespace
 
 void route(const Route& a, Stream stream) {
   with_experts_per_lane(a.shape.experts, [&](auto per_lane) {
-    launch("route", route_kernel<per_lane()>, {chunks_of(a.shape), kRouteThreads, shared_bytes(a.shape)}, stream, a);
+    launch("route", route_kernel<per_lane()>,
+           {chunks_of(a.shape), kRouteThreads, static_cast<size_t>(route_shared_bytes(a.shape))}, stream, a);
   });
   const int64_t numbers = (a.shape.sequences + 1) * a.shape.experts + 2;
   launch("route_totals", route_totals_kernel, shape_of_rows(numbers), stream, a);

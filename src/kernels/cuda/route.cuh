@@ -8,7 +8,6 @@
 
 namespace conclave::kernels::cuda {
 
-inline constexpr int kRouteWarps = 4;
 inline constexpr int kRouteThreads = kRouteWarps * kWarp;
 
 __device__ inline float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }

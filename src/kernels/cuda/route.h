@@ -22,6 +22,15 @@ constexpr int64_t chunks_of(const RouteShape& shape) {
   return shape.sequences * ((shape.length + kRouteChunk - 1) / kRouteChunk);
 }
 
+inline constexpr int kRouteWarps = 4;  // of a block
+// Shared memory of a block: statistics of its tokens, and room for one token of each warp.
+constexpr int64_t route_shared_bytes(const RouteShape& shape) {
+  const int64_t E = shape.experts, totals = (E + 2) * int64_t{sizeof(double)} + 3 * E * int64_t{sizeof(int32_t)};
+  return totals + kRouteWarps * (E + shape.groups + 2 * shape.top_k + shape.kept_groups) * int64_t{sizeof(float)};
+}
+// What a block gets on every GPU without asking for more.
+inline constexpr int64_t kMostSharedBytes = int64_t{48} << 10;
+
 struct Route {
   RouteShape shape;
   const float *logits_TE, *bias_E;  // bias: null = none

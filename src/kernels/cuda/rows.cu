@@ -9,12 +9,6 @@ void gather_rows(const GatherRows& a, Stream stream) {
   });
 }
 
-void sum_rows(const SumRows& a, Stream stream) {
-  with_width(a.real, a.n, {a.src_ND, a.y_TD}, [&](auto zero, auto width) {
-    launch("sum_rows", sum_rows_kernel<decltype(zero), width()>, shape_of_rows(a.tokens), stream, a);
-  });
-}
-
 void embedding_backward(const EmbeddingBackward& a, Stream stream) {
   with_width(a.real, a.n, {a.dy_TD, a.dweight_VD}, [&](auto zero, auto width) {
     const Shape shape = shape_of_rows(a.tokens * divide_up(a.n, kWarp * width()));
@@ -33,15 +27,6 @@ void add(const Add& a, Stream stream) {
     with_real(a.y_real, [&](auto sum) {
       const Shape shape{divide_up(a.count, kElementThreads * width()), kElementThreads};
       launch("add", add_kernel<decltype(sum), decltype(zero), width()>, shape, stream, a);
-    });
-  });
-}
-
-void convert(const Convert& a, Stream stream) {
-  with_width(a.x_real, a.count, {a.x, a.y}, [&](auto zero, auto width) {
-    with_real(a.y_real, [&](auto to) {
-      const Shape shape{divide_up(a.count, kElementThreads * width()), kElementThreads};
-      launch("convert", convert_kernel<decltype(to), decltype(zero), width()>, shape, stream, a);
     });
   });
 }

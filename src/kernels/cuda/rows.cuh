@@ -28,26 +28,6 @@ __global__ void gather_rows_kernel(GatherRows a) {
   }
 }
 
-template <typename T, int kWidth>
-__global__ void sum_rows_kernel(SumRows a) {
-  const int64_t token = row_of_warp();
-  if (token >= a.tokens) return;
-  const int32_t begin = a.token_offsets_T1[token], end = a.token_offsets_T1[token + 1];
-  T* y = static_cast<T*>(a.y_TD) + token * a.n;
-  for (int64_t c = lane_index() * kWidth; c < a.n; c += kWarp * kWidth) {
-    float sum[kWidth] = {};
-    if (a.accumulate) load(y + c, sum);
-    for (int32_t j = begin; j < end; ++j) {
-      const int64_t row = a.token_rows_N[j];
-      const bool known = row >= 0 && row < a.source_rows;
-      float v[kWidth];
-      if (known) load(static_cast<const T*>(a.src_ND) + row * a.n + c, v);
-      for (int k = 0; k < kWidth; ++k) sum[k] += known ? v[k] : NAN;
-    }
-    store(sum, y + c);
-  }
-}
-
 // One warp per place in the sorted list and tile of columns; the first place of a run works for the whole run.
 template <typename T, int kWidth>
 __global__ void embedding_backward_kernel(EmbeddingBackward a) {
@@ -90,15 +70,6 @@ __global__ void add_kernel(Add a) {
   load(static_cast<const X*>(a.x) + i, more);
   for (int k = 0; k < kWidth; ++k) sum[k] += more[k];
   store(sum, static_cast<Y*>(a.y) + i);
-}
-
-template <typename Y, typename X, int kWidth>
-__global__ void convert_kernel(Convert a) {
-  const int64_t i = (static_cast<int64_t>(blockIdx.x) * kElementThreads + threadIdx.x) * kWidth;
-  if (i >= a.count) return;
-  float v[kWidth];
-  load(static_cast<const X*>(a.x) + i, v);
-  store(v, static_cast<Y*>(a.y) + i);
 }
 
 }  // namespace conclave::kernels::cuda

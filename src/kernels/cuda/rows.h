@@ -16,17 +16,6 @@ struct GatherRows {
 };
 void gather_rows(const GatherRows& a, Stream stream);
 
-// Sums are fp32, rounded once.
-struct SumRows {
-  Real real;
-  int64_t source_rows, tokens, n;
-  bool accumulate;
-  const void* src_ND;
-  const int32_t *token_offsets_T1, *token_rows_N;
-  void* y_TD;
-};
-void sum_rows(const SumRows& a, Stream stream);
-
 // dweight[sorted_tokens[i]] += dy[order[i]]: equal tokens lie together, in the order in which they are to be added.
 // The blocks of a run of equal tokens split its columns, never its rows. Tokens that are not in [0, vocabulary) are
 // passed over.
@@ -57,14 +46,5 @@ struct Add {
   void* y;
 };
 void add(const Add& a, Stream stream);
-
-// y = x in the other type.
-struct Convert {
-  Real y_real, x_real;
-  int64_t count;
-  const void* x;
-  void* y;
-};
-void convert(const Convert& a, Stream stream);
 
 }  // namespace conclave::kernels::cuda

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kernels/cuda/softmax.cuh"
+#include "kernels/cuda/cross_entropy.cuh"
 
 namespace conclave::kernels::cuda {
 namespace {
@@ -30,12 +30,6 @@ void finish_cross_entropy_part(const CrossEntropyPart& a, Stream stream) {
   with_width(a.real, a.n, {a.logits_NV}, [&](auto zero, auto width) {
     launch("finish_cross_entropy_part", finish_cross_entropy_part_kernel<decltype(zero), width()>,
            shape_of_row_blocks(a.rows, a.n, width()), stream, a);
-  });
-}
-
-void softmax_rows(const SoftmaxRows& a, Stream stream) {
-  with_width(Real::kFp32, a.n, {a.logits_TE, a.probs_TE}, [&](auto, auto width) {
-    launch("softmax_rows", softmax_rows_kernel<width()>, shape_of_row_blocks(a.rows, a.n, width()), stream, a);
   });
 }
 

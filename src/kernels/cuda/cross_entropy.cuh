@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of softmax.h and cross_entropy.h: one block per row. Maximum and sum are found in one pass: a thread
+// The kernels of cross_entropy.h: one block per row. Maximum and sum are found in one pass: a thread
 // rescales its sum when it meets a greater number.
 #pragma once
 
 #include "kernels/cuda/cross_entropy.h"
 #include "kernels/cuda/numbers.cuh"
 #include "kernels/cuda/reduce.cuh"
-#include "kernels/cuda/softmax.h"
 
 namespace conclave::kernels::cuda {
 
@@ -98,20 +97,6 @@ __global__ void __launch_bounds__(1024) finish_cross_entropy_part_kernel(CrossEn
     for (int k = 0; k < kWidth; ++k) v[k] = v[k] * share - (c + k == column ? mask : 0.0f);
     store(v, row + c);
   }
-}
-
-template <int kWidth>
-__global__ void __launch_bounds__(1024) softmax_rows_kernel(SoftmaxRows a) {
-  const int64_t i = blockIdx.x;
-  const float* row = a.logits_TE + i * a.n;
-  const Logarithm logarithm = log_sum_exp<kWidth>(row, a.n, shared_memory<float>());
-  for (int64_t c = threadIdx.x * kWidth; c < a.n; c += static_cast<int64_t>(blockDim.x) * kWidth) {
-    float v[kWidth];
-    load(row + c, v);
-    for (int k = 0; k < kWidth; ++k) v[k] = expf(v[k] - logarithm.max) / logarithm.sum;
-    store(v, a.probs_TE + i * a.n + c);
-  }
-  if (threadIdx.x == 0) a.lse_T[i] = logarithm.max + logf(logarithm.sum);
 }
 
 }  // namespace conclave::kernels::cuda
