@@ -44,16 +44,16 @@ class DeviceLayer {
   }
   moe::MethodState& state() { return state_.layers[0]; }
   int64_t reads() const { return reads_.count(); }
-  // Whether gradients are written over, as by the first micro-batch of a step, or added.
+  // Whether gradients are written over, as by the first micro-batch of a step, or added to what is there: kHeld.
   bool fresh = true;
+  static constexpr double kHeld = 1.0;
 
   // With `again` all but the route runs twice, as if nothing had been kept for backward. Without `dy` an evaluation.
   // Collective.
   DeviceResult run(const Batch& batch, const Tensor& x, const Tensor& dy, bool again = false) {
     device_state_->refresh();
     nn::Gradients gradients{at::zeros_like(parameters_.flat(false)), {at::zeros_like(parameters_.flat(true))}};
-    // As if a micro-batch had been there before.
-    for (Tensor* flat : {&gradients.dense, &gradients.experts[0]}) flat->fill_(fresh ? 1e9 : 0.0);
+    for (Tensor* flat : {&gradients.dense, &gradients.experts[0]}) flat->fill_(fresh ? 1e9 : kHeld);
     gradients.fresh = fresh;
     nn::Frame frame(batch, 8, static_cast<int>(stages_.size()), dy.defined() ? &gradients : nullptr);
     frame.set_device({nn::copy_batch(batch, at::kCPU, 64, 4096), &reads_});
