@@ -68,6 +68,9 @@ MeasuredLayer::MeasuredLayer(const train::RunConfig& config)
     std::copy_if(outputs.begin(), outputs.end(), std::back_inserter(outputs_),
                  [&](nn::Slot slot) { return read.count(slot) == 0; });
   }
+  for (const auto& memory : model_.stage_memory())
+    std::copy_if(memory.dropped.begin(), memory.dropped.end(), std::back_inserter(again_),
+                 [&](size_t s) { return std::find(stages_.begin(), stages_.end(), s) != stages_.end(); });
   model_.refresh();
 }
 
@@ -88,11 +91,18 @@ void MeasuredLayer::forward() {
     model_.stages()[s]->forward(frame_);
     for (const nn::Slot slot : model_.stage_memory()[s].unread) frame_.value(slot) = Tensor();
   }
+  results_.clear();
+  std::copy_if(outputs_.begin(), outputs_.end(), std::back_inserter(results_),
+               [&](nn::Slot slot) { return frame_.value(slot).defined(); });
+  for (const size_t s : again_) {
+    frame_.forget(static_cast<int>(s));
+    for (const nn::Slot slot : model_.stages()[s]->outputs()) frame_.value(slot) = Tensor();
+  }
 }
 
 void MeasuredLayer::backward() {
-  for (const nn::Slot slot : outputs_)
-    if (frame_.value(slot).defined()) frame_.grad(slot) = dy_TD_;  // else no tensor
+  for (const nn::Slot slot : results_) frame_.grad(slot) = dy_TD_;
+  for (const size_t s : again_) model_.stages()[s]->forward_again(frame_);
   for (auto s = stages_.rbegin(); s != stages_.rend(); ++s) {
     nn::Stage& stage = *model_.stages()[*s];
     stage.backward_input(frame_);

@@ -18,7 +18,8 @@ class MeasuredLayer {
   // random normal numbers as input and as gradient of the output. Throws ConfigError where there is no MoE layer.
   explicit MeasuredLayer(const train::RunConfig& config);
 
-  // As in a training step, without its end: on a GPU both return before it has computed.
+  // As in a training step, with what it frees after forward and makes again before backward (memory.recompute). On a
+  // GPU both return before it has computed.
   void forward();
   void backward();
   // Bytes that the layer holds after its forward until its backward, the input with them. Waits.
@@ -44,7 +45,9 @@ class MeasuredLayer {
   model::Transformer model_;
   std::vector<size_t> stages_;  // of the layer, in order
   nn::Slot input_ = 0;
+  std::vector<size_t> again_;      // of those, in order, the ones whose results are not kept for backward
   std::vector<nn::Slot> outputs_;  // that no stage of the layer reads
+  std::vector<nn::Slot> results_;  // those of them that are tensors: known after a forward
   Batch batch_;
   nn::Gradients gradients_;
   nn::Frame frame_;

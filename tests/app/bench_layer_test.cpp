@@ -68,6 +68,17 @@ TEST(BenchLayer, CountsTheBytesThatAreHeld) {
   }
 }
 
+// What is not kept is made again, so recomputation holds less and computes more, with the same gradients.
+TEST(BenchLayer, FollowsWhatIsRecomputed) {
+  if (!test::allocator_counts()) GTEST_SKIP() << "a sanitizer's allocator does not count";
+  for (const char* precision : {"fp32", "bf16"}) {
+    SCOPED_TRACE(precision);
+    auto config = config_of(precision);
+    config.memory.recompute = model::Recompute::kFull;
+    EXPECT_LT(measure_layer(config, kShort).held(), 0.4);
+  }
+}
+
 TEST(BenchLayer, InBf16MovesRowsBesideACopy) {
   const LayerBench bench = measure_layer(config_of("bf16"), kShort);
   EXPECT_EQ(bench.precision, "bf16");
