@@ -81,7 +81,8 @@ Trainer::Trainer(const TrainerParts& parts)
 // A router that was frozen and learns now has moments of zero.
 void Trainer::tell_of_thawed_router(const Json& saved_training) const {
   const Json::json_pointer frozen("/moe/router/frozen");
-  if (p_.config.moe.router.frozen || !saved_training.value(frozen, false)) return;
+  const bool was = saved_training.contains(frozen) && saved_training.at(frozen) == "true";  // scalars are kept as text
+  if (p_.config.moe.router.frozen || !was) return;
   p_.log.warn(
       "moe.router.frozen was true until step {} and is false now: the router begins to learn with moments of zero, "
       "whose "
