@@ -113,7 +113,7 @@ int evaluate_in(comm::World& world, const EvalOptions& options) {
                                     .dp_size = opened.mesh.dp().size()};
   const int64_t batches = options.batches > 0 ? options.batches : config.eval.batches;
   const data::ValidationLoader loader(loading, batches);
-  const auto results = train::evaluate(*opened.model, loader, opened.mesh);
+  const auto results = train::evaluate(*opened.model, loader, opened.mesh, opened.step);
   if (world.rank() != 0) return 0;
   std::vector<std::optional<Yardstick>> yardsticks;
   if (options.yardsticks) {

@@ -21,7 +21,8 @@ namespace {
 
 struct Method {
   moe::MethodInfo info;
-  std::string options;  // path of the section of its own keys, where it has one
+  std::string options;                      // path of the section of its own keys, where it has one
+  std::vector<std::string_view> keys = {};  // of the section above that, those that mean something to it
 };
 
 struct Kind {
@@ -38,7 +39,8 @@ std::vector<Kind> kinds() {
   for (const auto& row : moe::AuxiliaryLoss::table()) {
     const std::string_view type = config::enum_name(row.type);
     losses.methods.push_back({{.type = type, .what = row.what, .source = row.source, .equation = row.equation},
-                              fmt::format("moe.balance.losses[].{}", type)});
+                              fmt::format("moe.balance.losses[].{}", type),
+                              row.keys});
   }
   for (const auto& row : moe::Admission::table())
     policies.methods.push_back({row.info, fmt::format("moe.capacity.{}", row.info.type)});
@@ -52,15 +54,27 @@ std::string_view meaning_of(moe::Causality causality) {
   return kMeanings[static_cast<int>(causality)];
 }
 
-std::string options_text(const std::string& path) {
+// Keys of the section at `path`; of those `wanted` all, where that is not empty.
+std::string keys_text(const std::string& path, const std::vector<std::string_view>& wanted) {
   const config::Schema schema = train::run_schema();
   std::string first = path;  // of a list: of its first item
   if (const size_t at = first.find("[]"); at != std::string::npos) first.insert(at + 1, "0");
   const config::Schema* section = config::find(schema, first);
-  if (section == nullptr || section->children.empty()) return {};
-  std::string text = fmt::format("  keys of its own, below {}:\n", path);
-  for (const auto& child : section->children) text += fmt::format("    {:<18} {}\n", child.key, child.doc);
+  while (section != nullptr && section->type == config::Schema::Type::kList) section = &section->children.at(0);
+  if (section == nullptr) return {};
+  std::string text;
+  for (const auto& child : section->children)
+    if (wanted.empty() || std::find(wanted.begin(), wanted.end(), child.key) != wanted.end())
+      text += fmt::format("    {:<18} {}\n", child.key, child.doc);
   return text;
+}
+
+std::string options_text(const Method& method) {
+  const std::string above = method.options.substr(0, method.options.rfind('.')),
+                    shared = method.keys.empty() ? "" : keys_text(above, method.keys),
+                    own = keys_text(method.options, {});
+  return (shared.empty() ? "" : fmt::format("  keys in {}:\n{}", above, shared)) +
+         (own.empty() ? "" : fmt::format("  keys of its own, below {}:\n{}", method.options, own));
 }
 
 std::string text_of(const Kind& kind, const Method& method) {
@@ -77,7 +91,7 @@ std::string text_of(const Kind& kind, const Method& method) {
     line("evaluation", info.evaluation);
   }
   line("exports", info.exports);
-  return text + options_text(method.options);
+  return text + options_text(method);
 }
 
 }  // namespace
@@ -86,7 +100,7 @@ std::string methods_list() {
   std::string text;
   for (const Kind& kind : kinds()) {
     text += fmt::format("{}{} ({})\n", text.empty() ? "" : "\n", kind.title, kind.key);
-    for (const auto& [info, options] : kind.methods)
+    for (const auto& [info, options, keys] : kind.methods)
       text += fmt::format("  {:<14} {:<3} {}\n", info.type, kind.classes ? name_of(info.causality) : "", info.what);
   }
   return text +
@@ -100,7 +114,7 @@ std::string methods_tables() {
     const std::string_view class_head = kind.classes ? " training | evaluation |" : "";
     text += fmt::format("### {}\n\n| `{}` | what | equation |{} source |\n|---|---|---|{}---|\n", kind.title, kind.key,
                         class_head, kind.classes ? "---|---|" : "");
-    for (const auto& [info, options] : kind.methods) {
+    for (const auto& [info, options, keys] : kind.methods) {
       const std::string classes =
           kind.classes ? fmt::format(" {} | {} |", name_of(info.causality), info.evaluation) : "";
       text += fmt::format("| `{}` | {} | {} |{} {} |\n", info.type, info.what, info.equation, classes, info.source);

@@ -71,7 +71,7 @@ int sample(const SampleOptions& options) {
   for (int64_t i = 0; i < options.tokens; ++i) {
     const size_t window = std::min<size_t>(tokens.size(), opened.config.model.max_seq_len);
     const Batch batch = context_batch(std::span<const int32_t>(tokens).last(window));
-    nn::Frame frame = opened.model->frame(batch, nullptr);
+    nn::Frame frame = opened.model->frame(batch, nullptr, std::max<int64_t>(opened.step - 1, 0));
     executor.run(frame);
     const Tensor logits = opened.model->logits(frame, batch.length - 1);
     const int32_t next = draw(elements<float>(logits), options, random.uniform(i));

@@ -101,7 +101,9 @@ template <typename T>
 Schema describe_type(TypeTag<T>) {
   using Type = Schema::Type;
   Schema schema;
-  if constexpr (Section<T>) {
+  if constexpr (requires { typename T::variant; }) {  // a class made of one
+    schema = describe_type(TypeTag<typename T::variant>{});
+  } else if constexpr (Section<T>) {
     schema.type = Type::kSection;
     T defaults;
     defaults.fields([&](std::string_view name, auto& member, std::string_view doc, const Rule& rule = {}) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #include "core/error.h"
 #include "model/buckets.h"
@@ -19,7 +20,20 @@ int64_t key_width(const ModelShape& shape) { return shape.kv_heads * shape.head_
 int64_t swiglu(const ModelShape& shape, int64_t width) { return kMatrices * shape.hidden * width; }
 int64_t projections(const ModelShape& shape) { return 2 * shape.hidden * (query_width(shape) + key_width(shape)); }
 int64_t router(const ModelShape& shape, const LayerShape& layer) {
-  return shape.hidden * (layer.router_columns + (layer.shared_gate ? 1 : 0));
+  const int64_t inputs = (layer.router_context ? 2 : 1) * shape.hidden;
+  return inputs * layer.router_columns + shape.hidden * (layer.shared_gate + 2 * layer.branch_gate);
+}
+
+// Small parameters beside the router's matrix that a layer has of its own, wherever that is.
+int64_t beside_router(const ModelShape& shape, const LayerShape& layer) {
+  return shape.hidden * (layer.home_vectors() + layer.shared_gate + 2 * layer.branch_gate) + 2 * layer.branch_gate;
+}
+
+// Parameters of all of that.
+int64_t router_parameters(const ModelShape& shape, const LayerShape& layer) {
+  if (layer.router_elsewhere) return beside_router(shape, layer);
+  const int64_t rates = layer.router_context ? shape.hidden : 0;
+  return router(shape, layer) + rates + shape.hidden * layer.home_vectors() + 2 * layer.branch_gate;
 }
 
 int64_t norms(const ModelShape& shape, const LayerShape& layer) {
@@ -35,13 +49,13 @@ LayerParameters layer_parameters(const ModelShape& shape, const LayerShape& laye
                         .norms = 0,
                         .ffn = swiglu(shape, layer.ffn_width),
                         .router = 0,
-                        .shared = swiglu(shape, layer.shared_width),
+                        .shared = swiglu(shape, layer.shared_width + layer.fallback_width),
                         .experts = layer.num_experts * swiglu(shape, layer.expert_width),
                         .active_experts = layer.top_k * swiglu(shape, layer.expert_width)};
   if (counter == Counter::kPaper) return count;
   if (shape.qkv_bias) count.attention += query_width(shape) + 2 * key_width(shape);
   count.norms = norms(shape, layer);
-  count.router = layer.router_elsewhere ? (layer.shared_gate ? shape.hidden : 0) : router(shape, layer);
+  count.router = router_parameters(shape, layer);
   return count;
 }
 
@@ -49,8 +63,15 @@ LayerParameters layer_parameters(const ModelShape& shape, const LayerShape& laye
 // id.
 int64_t routing_numbers(const LayerShape& layer) {
   if (!layer.moe) return 0;
-  const int64_t of_experts = layer.router_columns == 0 ? 0 : layer.router_columns > layer.num_experts ? 7 : 2;
-  return of_experts * layer.num_experts + 3 * layer.most_picks;
+  const int64_t columns = layer.num_experts + layer.home_experts;
+  const int64_t of_experts = layer.router_columns == 0 ? 0 : layer.router_columns > columns ? 7 : 2;
+  return of_experts * columns + 3 * layer.most_picks;
+}
+
+// Rows [D] of a token that are kept besides: Arctic's block input after its norm, contexts, and both branches of a
+// gated sum, and what a fallback expert gave.
+int64_t kept_rows(const LayerShape& layer) {
+  return layer.residual_dense + layer.router_context + 2 * layer.branch_gate + (layer.fallback_width > 0 ? 1 : 0);
 }
 
 // Numbers that forward keeps of each token of a micro-batch for backward.
@@ -62,13 +83,15 @@ int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, const Me
   int64_t saved = (norms_again ? 2 : 4) * h / stream_ranks;
   saved += (2 * query_width(shape) + 2 * key_width(shape) + shape.heads) / tp;
   // What sequence parallelism gathers for the attention and for what stands beside the experts.
-  if (stream_ranks > 1 && !norms_again) saved += h * (layer.ffn_width + layer.shared_width > 0 ? 2 : 1);
+  if (stream_ranks > 1 && !norms_again)
+    saved += h * (layer.ffn_width + layer.shared_width + layer.fallback_width > 0 ? 2 : 1);
   // Pre-activations of gate and up; their product is cheaper to repeat than to keep.
-  const int64_t widths = layer.ffn_width + layer.shared_width + layer.most_picks * layer.expert_width;
+  const int64_t beside = layer.ffn_width + layer.shared_width + layer.fallback_width;
+  const int64_t widths = beside + layer.most_picks * layer.expert_width;
   // Rows that came from other ranks are kept, local ones are not. An expert that is spread has them on every rank.
   const int64_t remote_rows =
       layer.moe ? layer.most_picks * h * plan.etp * (plan.sources() - 1) / (plan.sources() * tp) : 0;
-  return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + (layer.residual_dense ? h : 0);
+  return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + kept_rows(layer) * h;
 }
 
 int64_t saved_numbers(const ModelShape& shape, const MemoryPlan& plan) {
@@ -121,8 +144,8 @@ FlopCount count_flops(const ModelShape& shape, Counter counter, int64_t sequence
     flops.attention += counter == Counter::kExact ? square / 2 : square;
     flops.ffn += 2 * swiglu(shape, layer.ffn_width);
     flops.router += counter == Counter::kExact ? 2 * router(shape, layer) : 0;
-    flops.shared += 2 * swiglu(shape, layer.shared_width);
-    flops.experts += 2 * layer.top_k * swiglu(shape, layer.expert_width);
+    flops.shared += 2 * swiglu(shape, layer.shared_width + layer.fallback_width);
+    flops.experts += std::llround(layer.mean_picks * static_cast<double>(2 * swiglu(shape, layer.expert_width)));
   }
   flops.head = 2 * shape.vocab * shape.hidden;
   return flops;

@@ -35,13 +35,20 @@ int64_t listed_experts(const config::IntOrList& experts, size_t n) {
   return std::get<int64_t>(experts);
 }
 
-int64_t router_columns(const moe::RouterConfig& config, const LayerShape& layer) {
+// What the router says of itself.
+void set_router(const moe::RouterConfig& config, LayerShape& layer) {
+  layer.mean_picks = static_cast<double>(layer.top_k);
+  layer.router_context = config.context;
   const auto* row = moe::Router::find(config.type);
-  if (row == nullptr) return layer.num_experts;  // refused elsewhere
+  if (row == nullptr) return;  // refused elsewhere
+  // As many as are positive (of untrained logits half of them are), or as add up to a share.
+  if (row->many_picks || config.top_p) layer.most_picks = layer.num_experts;
   const moe::RouteShape shape{.experts = layer.num_experts, .top_k = layer.top_k};
-  int64_t columns = 0;
-  for (const auto& block : row->make(config, shape)->blocks(shape)) columns += block.columns;
-  return columns;
+  const auto router = row->make(config, shape);
+  for (const auto& block : router->blocks(shape)) layer.router_columns += block.columns;
+  layer.home_experts = router->home_experts();
+  layer.home_terms = router->home_terms();
+  layer.mean_picks = router->planned_picks(shape);
 }
 
 LayerShape moe_layer(const ModelConfig& model, const moe::MoeConfig& moe, int64_t experts) {
@@ -53,13 +60,14 @@ LayerShape moe_layer(const ModelConfig& model, const moe::MoeConfig& moe, int64_
                    .num_experts = experts * moe.granularity,
                    .top_k = moe.top_k * moe.granularity,
                    .expert_width = width / moe.granularity,
-                   .shared_gate = moe.shared_gate};
-  // As many as are positive (of untrained logits half of them are), or as add up to a share.
-  layer.most_picks = moe.router.type == "relu" || moe.router.top_p ? layer.num_experts : layer.top_k;
-  layer.router_columns = router_columns(moe.router, layer);
-  if (layer.top_k < 1 || layer.top_k > layer.num_experts)
-    throw ConfigError("moe.top_k: a token cannot use {} of {} experts (granularity {} multiplies both)", layer.top_k,
-                      layer.num_experts, moe.granularity);
+                   .fallback_width = moe.fallback ? moe.fallback->hidden_size : 0,
+                   .shared_gate = moe.shared_gate,
+                   .branch_gate = moe.branch_gate == "softmax"};
+  layer.most_picks = moe.top_k.most() * moe.granularity;
+  if (layer.top_k < 1 || moe.top_k.most() * moe.granularity > layer.num_experts)
+    throw ConfigError("moe.top_k: a token cannot use {} of {} experts (granularity {} multiplies both)",
+                      moe.top_k.most() * moe.granularity, layer.num_experts, moe.granularity);
+  set_router(moe.router, layer);
   layer.shared_width = moe.shared_hidden_size.value_or(moe.num_shared_experts * layer.expert_width);
   if (layer.shared_gate && layer.shared_width == 0)
     throw ConfigError("moe.shared_gate needs a shared expert: set moe.num_shared_experts or moe.shared_hidden_size");
@@ -117,6 +125,7 @@ ModelShape share_of(const ModelShape& shape, int64_t tp, int64_t etp) {
   for (LayerShape& layer : share.layers) {
     layer.ffn_width /= tp;
     layer.shared_width /= tp;
+    layer.fallback_width /= tp;
     layer.expert_width /= etp;
   }
   return share;

@@ -15,15 +15,23 @@ struct LayerShape {
   bool moe = false;
   int64_t ffn_width = 0;          // of the dense FFN, also of one beside the experts; 0 when the layer has none
   int64_t num_experts = 0;        // E after granularity
+  int64_t home_experts = 0;       // besides, that compute nothing (null experts, copies)
+  int64_t home_terms = 0;         // numbers of a token that weigh what is added at home: its input and vectors
   int64_t top_k = 0;              // k after granularity
+  double mean_picks = 0;          // experts that FLOPs are planned for: k where nothing else is known
   int64_t most_picks = 0;         // experts that a token may be sent to
   int64_t router_columns = 0;     // scores of a token
+  bool router_context = false;    // the router sees a mean of earlier tokens, too
   bool router_elsewhere = false;  // its weights are another layer's
   int64_t expert_width = 0;       // F after granularity
   int64_t shared_width = 0;       // 0 = no shared expert
+  int64_t fallback_width = 0;     // of the expert for dropped choices; 0 = none
   bool shared_gate = false;
+  bool branch_gate = false;     // PR-MoE: two numbers for each token weigh experts and dense FFN
   bool residual_dense = false;  // Arctic: a dense FFN of ffn_width beside the experts, which read the block input
 
+  // Parameters [D] among what is added at home.
+  int64_t home_vectors() const { return home_terms > 1 ? home_terms - 1 : 0; }
   bool operator==(const LayerShape&) const = default;
 };
 

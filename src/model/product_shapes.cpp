@@ -30,9 +30,11 @@ std::vector<NamedProduct> product_shapes(const ModelShape& shape) {
     if (layer.ffn_width > 0) add_feed_forward("dense", shape.hidden, layer.ffn_width, 1, products);
     if (layer.shared_width > 0) add_feed_forward("shared expert", shape.hidden, layer.shared_width, 1, products);
     if (!layer.moe) continue;
+    if (layer.fallback_width > 0) add_feed_forward("fallback", shape.hidden, layer.fallback_width, 1, products);
     const double share = static_cast<double>(layer.top_k) / static_cast<double>(layer.num_experts);
     add_feed_forward("expert", shape.hidden, layer.expert_width, share, products);
-    add(products, {"router", {shape.hidden, layer.num_experts}});
+    add(products,
+        {"router", {layer.router_context ? 2 * shape.hidden : shape.hidden, layer.num_experts + layer.home_experts}});
   }
   add(products, {"head", {shape.hidden, shape.vocab}});
   return products;

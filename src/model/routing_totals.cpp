@@ -22,11 +22,12 @@ void for_each_sum(moe::StepTotals& t, const Visit& visit) {
 
 RoutingTotals::RoutingTotals(const Transformer& model) {
   for (const int l : model.moe_layers()) {
-    const size_t E = model.shape().layers[l].num_experts;
+    const LayerShape& layer = model.shape().layers[l];
+    const size_t E = layer.num_experts, columns = E + layer.home_experts;
     moe::StepTotals totals;
     totals.top_k = model.shape().layers[l].top_k;
-    totals.chosen_E.assign(E, 0);
-    totals.selected_E.assign(E, 0);
+    totals.chosen_E.assign(columns, 0);
+    totals.selected_E.assign(columns, 0);
     totals.dispatched_E.assign(E, 0);
     totals.losses.assign(model.balancer().losses().size(), 0.0);
     layers_.push_back(std::move(totals));
@@ -46,6 +47,7 @@ void RoutingTotals::add(const Transformer& model, const moe::LossView& view) {
       for (int64_t e = 0; e < s.experts; ++e) totals.chosen_E[e] += s.chosen_BE[b * s.experts + e];
     add_to(totals.selected_E, s.selected_E);
     add_to(totals.dispatched_E, s.dispatched_E);
+    totals.top_k = s.top_k;  // of this step
     totals.tokens += s.tokens();
     totals.dropped += s.dropped;
     totals.entropy = s.entropy;

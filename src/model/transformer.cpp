@@ -14,7 +14,7 @@ Transformer::Transformer(const TransformerConfig& config, const parallel::Mesh& 
   std::vector<int64_t> experts;  // of each MoE layer
   for (size_t l = 0; l < shape_.layers.size(); ++l) {
     if (!shape_.layers[l].moe) continue;
-    needs.top_k = std::max(needs.top_k, shape_.layers[l].top_k);
+    needs.top_k = std::max(needs.top_k, config.moe.top_k.most() * config.moe.granularity);
     moe_layers_.push_back(static_cast<int>(l));
     experts.push_back(shape_.layers[l].num_experts);
   }

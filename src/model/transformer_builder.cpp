@@ -89,8 +89,9 @@ void TransformerBuilder::build() {
     m_.decisions_.push_back(m_.slots_.add(fmt::format("decision.{}", l)));
   for (size_t l = 0; l < shape_.layers.size(); ++l) {
     const Name name{fmt::format("layers.{}.", l)};
+    const Slot block_input = stream;
     stream = attention(name, stream);
-    stream = feed_forward_block(name, shape_.layers[l], stream);
+    stream = feed_forward_block(name, shape_.layers[l], {stream, block_input});
   }
   m_.hidden_ = m_.slots_.add("final_norm");
   stage<nn::NormStage>("final_norm", norm("final_norm"), stream, m_.hidden_);
@@ -199,24 +200,19 @@ Slot TransformerBuilder::shared_expert(const Name& name, const LayerShape& layer
   return leave(name("moe.shared"), output);
 }
 
-Slot TransformerBuilder::feed_forward_block(const Name& name, const LayerShape& layer, Slot input) {
-  return residual(name, "ffn", input, [&](Slot x) -> std::vector<Slot> {
-    if (!layer.moe) {
-      const auto weights = ffn_weights(name("ffn."), layer.ffn_width);
-      const Slot all_tokens = enter(name("ffn"), x);
-      const Slot output = m_.slots_.add(name("ffn"));
-      stage<nn::FeedForward>(name("ffn"), m_.parameters_, weights, nn::Wire{all_tokens, output});
-      return {leave(name("ffn"), output)};
-    }
-    std::vector<Slot> branches;
-    // Registered before the exchange, so that an executor may run it inside the exchange's window.
-    if (layer.shared_width > 0) branches.push_back(shared_expert(name, layer, x));
-    // Experts work on this rank's tokens, whether or not the stream is shared out.
-    const bool all_here = tp_.size() > 1 && !share_tokens_;
-    const Slot own = all_here ? exchange(name("moe.share"), nn::kShareTokens, x) : x;
-    const Slot routed = moe_branch(name, layer, own);
-    branches.insert(branches.begin(), all_here ? exchange(name("moe.join"), nn::kJoinTokens, routed) : routed);
-    return branches;
+Slot TransformerBuilder::dense(const std::string& name, int64_t width, Slot input, bool output_read) {
+  const auto weights = ffn_weights(name + ".", width);
+  const Slot all_tokens = enter(name, input);
+  const Slot output = m_.slots_.add(name);
+  auto& made = stage<nn::FeedForward>(name, m_.parameters_, weights, nn::Wire{all_tokens, output});
+  if (output_read && tp_.size() == 1) made.keep_output();
+  return leave(name, output);
+}
+
+Slot TransformerBuilder::feed_forward_block(const Name& name, const LayerShape& layer, Branches from) {
+  return residual(name, "ffn", from.input, [&](Slot x) -> std::vector<Slot> {
+    if (!layer.moe) return {dense(name("ffn"), layer.ffn_width, x)};
+    return moe_sub_layer(name, layer, {x, from.block_input});
   });
 }
 

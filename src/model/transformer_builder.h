@@ -41,15 +41,31 @@ class TransformerBuilder {
   nn::Slot attention(const Name& name, nn::Slot input);
   nn::AttentionWeights attention_weights(const Name& name);
   nn::Slot shared_expert(const Name& name, const LayerShape& layer, nn::Slot input);
-  nn::Slot feed_forward_block(const Name& name, const LayerShape& layer, nn::Slot input);
+  // A dense FFN under a name of its own. `output_read`: some backward reads what it gives.
+  nn::Slot dense(const std::string& name, int64_t width, nn::Slot input, bool output_read = false);
+  struct Branches {
+    nn::Slot input;        // of the dense FFN, after the block's norm
+    nn::Slot block_input;  // before attention
+  };
+  // What an MoE layer adds to the residual stream.
+  std::vector<nn::Slot> moe_sub_layer(const Name& name, const LayerShape& layer, Branches from);
+  nn::Slot gated(const Name& name, nn::Slot input, nn::Slot routed, nn::Slot dense);
+  nn::Slot with_home(const Name& name, const LayerShape& layer, const moe::RouteSlots& slots, nn::Slot routed);
+  nn::Slot with_fallback(const Name& name, nn::Slot fallback, nn::Slot lost, nn::Slot routed);
+  nn::Slot feed_forward_block(const Name& name, const LayerShape& layer, Branches from);
   // `sub_layer` between its norm and the residual sum, for either placement of the norm.
   template <typename F>
   nn::Slot residual(const Name& name, const std::string& part, nn::Slot input, F sub_layer);
   nn::FeedForwardWeights ffn_weights(const std::string& prefix, int64_t width);
+  std::optional<nn::ParameterId> router_context(const Name& name);
   std::vector<nn::ParameterId> router_blocks(const Name& name, const std::vector<moe::ScoreBlock>& blocks);
   void route(const Name& name, const LayerShape& layer, moe::RouteSlots slots);
-  nn::Slot moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
-  nn::Slot device_moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
+  struct RoutedSlots {
+    nn::Slot output;
+    moe::RouteSlots route;
+  };
+  RoutedSlots moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
+  RoutedSlots device_moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
   void chunked_exchange(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& whole);
   bool resends() const;
   std::vector<moe::ExpertWeights> expert_weights(const Name& name, const LayerShape& layer);
@@ -60,7 +76,9 @@ class TransformerBuilder {
   const comm::Group& tp_;
   bool share_tokens_;  // outside tensor-parallel regions: sequence parallelism
   double std_, residual_std_;
-  std::vector<nn::ParameterId> shared_router_;  // moe.router.share: model
+  // moe.router.share: model
+  std::vector<nn::ParameterId> shared_router_;
+  std::optional<nn::ParameterId> shared_context_;
 };
 
 template <typename S, typename... Args>

@@ -7,6 +7,10 @@
 #include "moe/chunk_stages.h"
 #include "moe/device_experts.h"
 #include "moe/dispatch_stages.h"
+#include "moe/fallback_stage.h"
+#include "moe/home_stage.h"
+#include "nn/branch_gate.h"
+#include "nn/weighted_sum.h"
 
 namespace conclave::model {
 
@@ -39,7 +43,8 @@ std::vector<nn::ParameterId> TransformerBuilder::router_blocks(const Name& name,
   std::vector<nn::ParameterId> ids;
   for (const auto& block : blocks) {
     const std::string rest = "moe." + block.name + ".weight";
-    const auto weight = tensor(one_for_all ? rest : name(rest), {block.columns, shape_.hidden}, Spread::kWhole);
+    const int64_t inputs = (router.context ? 2 : 1) * shape_.hidden;
+    const auto weight = tensor(one_for_all ? rest : name(rest), {block.columns, inputs}, Spread::kWhole);
     ids.push_back(m_.parameters_.add({.parts = {weight},
                                       .shape = weight.shape,
                                       .kind = ParameterKind::kRouter,
@@ -50,6 +55,23 @@ std::vector<nn::ParameterId> TransformerBuilder::router_blocks(const Name& name,
   }
   if (one_for_all) shared_router_ = ids;
   return ids;
+}
+
+std::optional<nn::ParameterId> TransformerBuilder::router_context(const Name& name) {
+  const moe::RouterConfig& router = config_.moe.router;
+  if (!router.context) return std::nullopt;
+  const bool one_for_all = router.share == "model";
+  if (one_for_all && shared_context_) return shared_context_;
+  const std::string rest = "moe.router.context.rate";
+  const auto rates = tensor(one_for_all ? rest : name(rest), {shape_.hidden}, Spread::kWhole);
+  // Zero: half of what was, half of what is.
+  const auto id = m_.parameters_.add({.parts = {rates},
+                                      .shape = rates.shape,
+                                      .kind = ParameterKind::kBias,
+                                      .partial = tp_.size() > 1,
+                                      .frozen = router.frozen});
+  if (one_for_all) shared_context_ = id;
+  return id;
 }
 
 void TransformerBuilder::route(const Name& name, const LayerShape& layer, moe::RouteSlots slots) {
@@ -64,6 +86,7 @@ void TransformerBuilder::route(const Name& name, const LayerShape& layer, moe::R
                           .tp = tp_};
   const auto router = moe::Router::make(config_.moe.router, config.shape);
   config.blocks = router_blocks(name, router->blocks(config.shape));
+  config.context = router_context(name);
   // Backward begins with the last layer.
   config.adds = config_.moe.router.share == "model" && slots.layer + 1 < std::ssize(m_.moe_layers_);
   router->declare(config.shape, m_.state_.layers[slots.layer]);
@@ -78,7 +101,82 @@ void TransformerBuilder::route(const Name& name, const LayerShape& layer, moe::R
   }
 }
 
-Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, Slot input) {
+Slot TransformerBuilder::gated(const Name& name, Slot input, Slot routed, Slot dense) {
+  // The stream's tokens are this rank's own or everybody's, like those of a norm.
+  const auto weight = m_.parameters_.add({.parts = {{name("branch_gate.weight"), {2, shape_.hidden}}},
+                                          .shape = {2, shape_.hidden},
+                                          .partial = share_tokens_,
+                                          .init_std = std_});
+  const auto bias = m_.parameters_.add({.parts = {{name("branch_gate.bias"), {2}}},
+                                        .shape = {2},
+                                        .kind = ParameterKind::kBias,
+                                        .partial = share_tokens_});
+  const Slot sum = m_.slots_.add(name("branch_gate"));
+  stage<nn::BranchGate>(name("branch_gate"), m_.parameters_, nn::BranchGateWeights{weight, bias},
+                        nn::BranchGateSlots{input, routed, dense, sum});
+  return sum;
+}
+
+Slot TransformerBuilder::with_home(const Name& name, const LayerShape& layer, const moe::RouteSlots& slots,
+                                   Slot routed) {
+  if (!slots.home) return routed;
+  std::optional<nn::ParameterId> vectors;
+  if (layer.home_vectors() > 0) {
+    const std::vector<int64_t> shape{layer.home_vectors(), shape_.hidden};
+    vectors = m_.parameters_.add(
+        {.parts = {{name("moe.home.vectors"), shape}}, .shape = shape, .partial = tp_.size() > 1, .init_std = std_});
+  }
+  const Slot output = m_.slots_.add(name("moe.home.output"));
+  stage<moe::HomeStage>(name("moe.home"), m_.parameters_, vectors,
+                        moe::HomeSlots{routed, slots.input, *slots.home, output});
+  return output;
+}
+
+Slot TransformerBuilder::with_fallback(const Name& name, Slot fallback, Slot lost, Slot routed) {
+  const Slot own =
+      tp_.size() > 1 && !share_tokens_ ? exchange(name("moe.fallback.share"), nn::kShareTokens, fallback) : fallback;
+  const Slot output = m_.slots_.add(name("moe.fallback.sum"));
+  stage<moe::FallbackStage>(name("moe.fallback.sum"), moe::FallbackSlots{routed, own, lost, output});
+  return output;
+}
+
+std::vector<Slot> TransformerBuilder::moe_sub_layer(const Name& name, const LayerShape& layer, Branches from) {
+  Slot x = from.input;
+  if (layer.residual_dense) {
+    x = m_.slots_.add(name("moe_norm"));
+    stage<nn::NormStage>(name("moe_norm"), norm(name("moe_norm")), from.block_input, x);
+  }
+  // What stands beside the experts comes before the exchange, so that an executor may run it inside its window.
+  std::optional<Slot> beside, shared, fallback;
+  if (layer.ffn_width > 0) beside = dense(name("ffn"), layer.ffn_width, from.input, layer.branch_gate);
+  if (layer.shared_width > 0) shared = shared_expert(name, layer, x);
+  if (layer.fallback_width > 0) fallback = dense(name("moe.fallback"), layer.fallback_width, x, true);
+  // Experts work on this rank's tokens, whether or not the stream is shared out.
+  const bool all_here = tp_.size() > 1 && !share_tokens_;
+  const Slot own = all_here ? exchange(name("moe.share"), nn::kShareTokens, x) : x;
+  const auto [output, route] = moe_branch(name, layer, own);
+  Slot routed = with_home(name, layer, route, output);
+  if (fallback) routed = with_fallback(name, *fallback, *route.lost, routed);
+  if (all_here) routed = exchange(name("moe.join"), nn::kJoinTokens, routed);
+  if (layer.branch_gate) {
+    routed = gated(name, x, routed, *beside);
+    beside.reset();
+  }
+  if (shared && config_.moe.shared_merge == "mean") {
+    const Slot mean = m_.slots_.add(name("moe.mean"));
+    const auto k = static_cast<double>(layer.top_k);
+    stage<nn::WeightedSum>(name("moe.mean"),
+                           std::vector<nn::WeightedSum::Term>{{routed, k / (k + 1)}, {*shared, 1 / (k + 1)}}, mean);
+    routed = mean;
+    shared.reset();
+  }
+  std::vector<Slot> branches{routed};
+  for (const auto& other : {shared, beside})
+    if (other) branches.push_back(*other);
+  return branches;
+}
+
+TransformerBuilder::RoutedSlots TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, Slot input) {
   const auto slot = [&](const char* what) { return m_.slots_.add(name(std::string("moe.") + what)); };
   if (config_.device) return device_moe_branch(name, layer, input);
   const Slot decision = m_.decisions_[m_.routers_.size()];
@@ -90,19 +188,24 @@ Slot TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, S
                                  .gates = slot("gates"),
                                  .results = slot("results"),
                                  .output = slot("output")};
-  route(name, layer, {.input = input, .weights = slots.weights, .decision = decision, .all_decisions = m_.decisions_});
+  moe::RouteSlots of_route{
+      .input = input, .weights = slots.weights, .decision = decision, .all_decisions = m_.decisions_};
+  if (layer.home_terms > 0) of_route.home = slot("home");
+  if (layer.fallback_width > 0) of_route.lost = slot("lost");
+  route(name, layer, of_route);
   const moe::Experts experts(m_.parameters_, expert_weights(name, layer));
   if (config_.chunks > 1) {
     chunked_exchange(name, experts, slots);
-    return slots.output;
+    return {slots.output, of_route};
   }
   stage<moe::Dispatch>(name("moe.dispatch"), *m_.dispatcher_, slots, resends());
   stage<moe::ExpertStage>(name("moe.experts"), experts, slots);
   stage<moe::Combine>(name("moe.combine"), *m_.dispatcher_, slots);
-  return slots.output;
+  return {slots.output, of_route};
 }
 
-Slot TransformerBuilder::device_moe_branch(const Name& name, const LayerShape& layer, Slot input) {
+TransformerBuilder::RoutedSlots TransformerBuilder::device_moe_branch(const Name& name, const LayerShape& layer,
+                                                                      Slot input) {
   check(m_.mesh_.ep().size() * m_.mesh_.etp().size() * tp_.size() == 1 && config_.chunks == 1,
         "the device path has whole layers on every rank");
   check(config_.choices == nullptr, "nobody sees or replaces the choices of the device path");
@@ -113,7 +216,7 @@ Slot TransformerBuilder::device_moe_branch(const Name& name, const LayerShape& l
   route(name, layer,
         {.input = input, .weights = slots.weights, .decision = slots.decision, .all_decisions = m_.decisions_});
   stage<moe::DeviceExpertStage>(name("moe.experts"), m_.parameters_, expert_weights(name, layer), slots);
-  return slots.output;
+  return {slots.output, {}};
 }
 
 bool TransformerBuilder::resends() const {

@@ -47,6 +47,8 @@ class AuxiliaryLoss {
     std::string_view label;  // on the console
     std::string_view what, source, equation;
     std::unique_ptr<AuxiliaryLoss> (*make)(const BalanceLoss& config);
+    // Of BalanceLoss, those that mean something to it.
+    std::vector<std::string_view> keys = {"coef"};
   };
   static std::span<const Row> table();
   static const Row& row(LossType type);

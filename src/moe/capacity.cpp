@@ -18,10 +18,10 @@ Admission::Row score_policy();
 Admission::Row spill_policy();
 
 std::optional<int64_t> expert_capacity(const CapacityConfig& config, bool training, int64_t tokens, int64_t top_k,
-                                       int64_t num_experts) {
+                                       double num_experts) {
   const auto factor = training || !config.eval_factor ? config.factor : config.eval_factor;
   if (!factor) return std::nullopt;
-  const double wanted = *factor * static_cast<double>(top_k * tokens) / static_cast<double>(num_experts);
+  const double wanted = *factor * static_cast<double>(top_k * tokens) / num_experts;
   // A factor such as 1.1 is a little more than 11/10 in binary: that must not be rounded up to one more place.
   return std::max(config.min, static_cast<int64_t>(std::ceil(wanted * (1 - 1e-12))));
 }

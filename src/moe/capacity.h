@@ -15,7 +15,7 @@ namespace conclave::moe {
 
 // Null = dropless. `tokens` are those of the micro-batch that are not padding.
 std::optional<int64_t> expert_capacity(const CapacityConfig& config, bool training, int64_t tokens, int64_t top_k,
-                                       int64_t num_experts);
+                                       double num_experts);
 
 class Admission {
  public:

@@ -2,6 +2,8 @@
 // The `moe:` section: expert shape, router, balancing, capacity, dispatch.
 #pragma once
 
+#include <algorithm>
+
 #include "moe/router_config.h"
 
 namespace conclave::moe {
@@ -17,6 +19,36 @@ enum class DispatchType { kAuto, kLocal, kAllToAll, kShared, kHierarchical, kAll
 enum class BackwardRows { kKeep, kResend };
 // The number format of rows that cross between hosts.
 enum class DispatchPayload { kSame, kBf16, kFp8 };
+
+// A stretch of steps with so many experts for each token; the last one has no end.
+struct TopKPhase {
+  std::optional<int64_t> until = {};
+  int64_t k = 1;
+
+  void fields(auto&& field) {
+    field("until", until, "the first step with the next number", config::kSize);
+    field("k", k, "experts for each token", config::kRequiredSize);
+  }
+};
+
+// Experts for each token, before granularity: one number, or one by step.
+struct TopK : std::variant<int64_t, std::vector<TopKPhase>> {
+  TopK(int64_t k = 1) : variant(k) {}
+  TopK(std::vector<TopKPhase> phases) : variant(std::move(phases)) {}
+
+  std::vector<TopKPhase> phases() const {
+    if (const auto* k = std::get_if<int64_t>(this)) return {{.k = *k}};
+    return std::get<std::vector<TopKPhase>>(*this);
+  }
+  bool scheduled() const { return phases().size() > 1; }
+  // At the end of the schedule: what the trained model has.
+  operator int64_t() const { return phases().empty() ? 1 : phases().back().k; }
+  int64_t most() const {
+    int64_t most = 1;
+    for (const TopKPhase& phase : phases()) most = std::max(most, phase.k);
+    return most;
+  }
+};
 
 // Which layers are MoE: l >= first_k_dense and (l - first_k_dense) % layer_freq == 0; or a list of 0/1, one per layer.
 struct LayerPattern {
@@ -115,6 +147,14 @@ struct CapacityConfig {
   }
 };
 
+// A dense expert for what capacity refused.
+struct FallbackConfig {
+  int64_t hidden_size = 1;
+  void fields(auto&& field) {
+    field("hidden_size", hidden_size, "width of the expert that dropped choices fall back to", config::kRequiredSize);
+  }
+};
+
 struct ExpertsConfig {
   std::string backend = "auto";
   void fields(auto&& field) { field("backend", backend, "grouped product: auto"); }
@@ -140,12 +180,15 @@ struct MoeConfig {
   config::IntOrList num_experts = int64_t{8};
   config::Reserved sets;
   Branch branch = Branch::kSerial;
-  int64_t top_k = 2;
+  std::string branch_gate = "none";
+  TopK top_k = int64_t{2};
   std::optional<int64_t> expert_hidden_size;
   int64_t granularity = 1;
   int64_t num_shared_experts = 0;
   std::optional<int64_t> shared_hidden_size;
   bool shared_gate = false;
+  std::string shared_merge = "add";
+  std::optional<FallbackConfig> fallback = {};
   std::variant<LayerPattern, std::vector<int64_t>> layers = LayerPattern{};
   RouterConfig router;
   BalanceConfig balance;
@@ -160,15 +203,22 @@ struct MoeConfig {
           config::Rule{
               .unbuilt =
                   "expert sets of several sizes are not built yet; use num_experts, top_k and expert_hidden_size"});
-    field("branch", branch, "serial; parallel = dense FFN beside; residual = from the block input (Arctic)");
-    field("top_k", top_k, "experts for each token",
-          config::Rule{.min = 1, .max = 1e9, .unbuilt = "a schedule of top_k is not built yet; give one number"});
+    field("branch", branch,
+          "serial = experts alone; parallel = a dense FFN of width model.ffn_hidden_size beside them; residual = the "
+          "same, and the experts read the block's input (Arctic)");
+    field("branch_gate", branch_gate,
+          "with branch parallel: none = sum; softmax = experts and dense FFN weighted by a learned softmax (PR-MoE)");
+    field("top_k", top_k, "experts for each token; or by step: [{until: 100, k: 6}, {k: 1}]",
+          config::Rule{.min = 1, .max = 1e9});
     field("expert_hidden_size", expert_hidden_size, "width of an expert; null = model.ffn_hidden_size", config::kSize);
     field("granularity", granularity, "G: E*G experts of width/G, k*G for each token (ReMoE)", config::kSize);
     field("num_shared_experts", num_shared_experts, "experts every token uses", config::Rule{.min = 0, .max = 1e9});
     field("shared_hidden_size", shared_hidden_size,
           "total width of the shared expert; null = count * resolved expert width", config::kSize);
     field("shared_gate", shared_gate, "sigmoid gate on the shared expert (Qwen2-MoE)");
+    field("shared_merge", shared_merge,
+          "add = routed + shared; mean = (top_k * routed + shared) / (top_k + 1) (a generalist expert)");
+    field("fallback", fallback, "a dense expert for choices that capacity refused; null = they are lost");
     field("layers", layers, "which layers are MoE");
     field("router", router, "how tokens choose experts");
     field("balance", balance, "how load is kept even");

@@ -11,6 +11,7 @@
 #include "moe/balancer.h"
 #include "moe/capacity.h"
 #include "moe/choices.h"
+#include "moe/context_scan.h"
 #include "moe/router.h"
 #include "moe/scorer.h"
 #include "nn/stage.h"
@@ -21,6 +22,8 @@ struct RouteSlots {
   nn::Slot input;
   nn::Slot weights;                     // [N]
   nn::Slot decision;                    // object: Decision
+  std::optional<nn::Slot> home = {};    // [T, V], where the router has home terms
+  std::optional<nn::Slot> lost = {};    // [T], weights that capacity refused, where a fallback takes them
   std::vector<nn::Slot> all_decisions;  // of every MoE layer in order (losses over the whole model)
   int layer = 0;                        // this one's place among the MoE layers
 };
@@ -31,7 +34,8 @@ struct RouteConfig {
   RouteShape shape = {};
   ChoiceObserver* observer = nullptr;  // of training choices; outlives the stage
   comm::Group tp = {};                 // ranks that share the micro-batch's tokens; the stage is collective over it
-  bool adds = false;                   // another layer may have written the blocks' gradients before this one
+  std::optional<nn::ParameterId> context = {};  // rates of the context, a parameter [D]
+  bool adds = false;                            // another layer may have written the blocks' gradients before this one
 };
 
 class RouteStage : public nn::Stage {
@@ -39,31 +43,50 @@ class RouteStage : public nn::Stage {
   // `state` outlives the stage.
   RouteStage(nn::StageSite site, const nn::Parameters& parameters, const RouteConfig& config, const ModelState& state);
   void connect(RouteSlots slots) { slots_ = std::move(slots); }
-  const Router& router() const { return *router_; }
+  const Router& router() const { return *forms_.back().router; }
 
   std::vector<nn::Slot> inputs() const override { return {slots_.input}; }
-  std::vector<nn::Slot> outputs() const override { return {slots_.weights, slots_.decision}; }
-  std::vector<nn::ParameterId> parameters() const override { return scorer_.parameters(); }
+  std::vector<nn::Slot> outputs() const override;
+  std::vector<nn::ParameterId> parameters() const override;
   void forward(nn::Frame& frame) override;
   void backward_input(nn::Frame& frame) override;
   void backward_weight(nn::Frame& frame) override;
 
  private:
   Moment moment(const nn::Frame& frame) const;
+  // Of the context: what was forward, and its gradient.
+  struct Saved {
+    Tensor dscores_TS, context_TD, dcontext_TD;
+  };
   ScorerInput scorer_input(nn::Frame& frame) const;
+  void make_context(nn::Frame& frame) const;
+  // d x of the rank's own tokens from the scores' gradient of all.
+  Tensor input_gradient(nn::Frame& frame, const Tensor& dscores_TS) const;
   RouteInput route_input(nn::Frame& frame) const;
   TokenRange own_tokens(int64_t all) const;
   // Replaces the picks where the observer says so.
   void observe(Choice& choice, const RouteInput& in) const;
-  std::vector<uint8_t> admitted(Choice& choice, const RouteInput& in, int64_t& dropped) const;
+  std::vector<uint8_t> admitted(Decision& decision, const RouteInput& in) const;
   bool renormalizes(bool training) const {
     const auto& capacity = config_.capacity;
     return capacity.renormalize && (capacity.factor || (!training && capacity.eval_factor));
   }
   // Sets routing and statistics from the choice and what is kept of it.
-  void settle(Decision& decision, std::span<const uint8_t> keep, const Batch& batch) const;
+  void settle(Decision& decision, std::span<const uint8_t> keep, const RouteInput& in) const;
   Tensor pair_weights(const Decision& decision, bool training) const;
   Tensor weights_gradient(const Tensor& dweights_N, const Decision& decision) const;
+  void set_home(nn::Frame& frame, const Decision& decision) const;
+  // Of the parts of the choice that stages after this one read.
+  ChoiceGradients choice_gradients(nn::Frame& frame, const Decision& decision) const;
+
+  // The router as it is until a step: with as many experts for each token as top_k has then.
+  struct Form {
+    int64_t until;
+    RouteShape shape;
+    std::unique_ptr<Router> router;
+  };
+  static std::vector<Form> forms_of(const RouteConfig& config);
+  const Form& form(int64_t step) const;
 
   MoeConfig config_;
   RouteShape shape_;
@@ -71,7 +94,8 @@ class RouteStage : public nn::Stage {
   comm::Group tp_;
   bool adds_;
   Scorer scorer_;
-  std::unique_ptr<Router> router_;
+  std::optional<ContextScan> context_;
+  std::vector<Form> forms_;  // by step
   std::unique_ptr<Admission> training_, evaluation_;
   Balancer balancer_;
   const ModelState& state_;

@@ -12,14 +12,17 @@ Router::Row expert_choice_router();
 Router::Row hash_router();
 Router::Row hierarchical_router();
 Router::Row noisy_topk_router();
+Router::Row null_experts_router();
 Router::Row relu_router();
 Router::Row sinkhorn_router();
 Router::Row sparsemixer_router();
 Router::Row topk_router();
+Router::Row zero_compute_router();
 
 std::span<const Router::Row> Router::table() {
-  static const std::array rows{topk_router(),     noisy_topk_router(), expert_choice_router(), hash_router(),
-                               sinkhorn_router(), relu_router(),       sparsemixer_router(),   hierarchical_router()};
+  static const std::array rows{
+      topk_router(), noisy_topk_router(),  expert_choice_router(), hash_router(),         sinkhorn_router(),
+      relu_router(), sparsemixer_router(), hierarchical_router(),  null_experts_router(), zero_compute_router()};
   return rows;
 }
 

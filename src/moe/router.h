@@ -55,12 +55,21 @@ class Router {
   // What the layer computes for it from the tokens.
   virtual std::vector<ScoreBlock> blocks(const RouteShape& shape) const { return {{"router", shape.experts, {}}}; }
   virtual void declare(const RouteShape&, MethodState&) const {}
+  // Experts besides, which stay at home (null ones, copies): their columns follow those of the others.
+  virtual int64_t home_experts() const { return 0; }
+  // Columns of home_TV: 0 = there is none, 1 = x alone, else x and vectors that are parameters.
+  virtual int64_t home_terms() const { return 0; }
+  // Experts of a token that compute, as far as one can plan.
+  virtual double planned_picks(const RouteShape& shape) const { return static_cast<double>(shape.top_k); }
+  // Among how many experts balanced choices spread evenly, each that computes counting as one.
+  virtual double even_experts(const RouteShape& shape) const { return static_cast<double>(shape.experts); }
   // Once after each update, with the figures of the whole global batch.
   virtual void end_step(const StepTotals&, MethodState&) const {}
 
   struct Row {
     MethodInfo info;
     std::unique_ptr<Router> (*make)(const RouterConfig& config, const RouteShape& shape);
+    bool many_picks = false;  // a token may be sent to all experts
   };
   static std::span<const Row> table();
   static const Row* find(std::string_view type);

@@ -73,6 +73,21 @@ struct NullExpertsConfig {
   }
 };
 
+struct ZeroComputeConfig {
+  int64_t zero = 1;
+  int64_t copy = 1;
+  int64_t constant = 1;
+  double tau = 0.75;
+  void fields(auto&& field) {
+    const config::Rule count{.min = 0, .max = 1e6};
+    field("zero", zero, "experts that give nothing", count);
+    field("copy", copy, "experts that give the token back", count);
+    field("constant", constant, "experts that mix the token with a vector of their own", count);
+    field("tau", tau, "tokens of an expert that computes for each token of one that does not, in capacity and losses",
+          config::Rule{.min = 0, .above_min = true, .max = 1});
+  }
+};
+
 struct RouterConfig {
   std::string type = "topk";
   Score score = Score::kSoftmax;
@@ -97,6 +112,7 @@ struct RouterConfig {
   std::optional<SparseMixerConfig> sparsemixer = {};
   std::optional<HierarchicalConfig> hierarchical = {};
   std::optional<NullExpertsConfig> null_experts = {};
+  std::optional<ZeroComputeConfig> zero_compute = {};
   std::optional<std::string> record;
   std::optional<std::string> replay;
 
@@ -118,7 +134,9 @@ struct RouterConfig {
           config::Rule{.min = 0, .above_min = true, .max = 1});
     field("jitter", jitter, "the router sees its input times a random factor in [1 - jitter, 1 + jitter] in training",
           config::kDecayRate);
-    field("context", context, "the router also sees a decaying mean of the tokens before");
+    field(
+        "context", context,
+        "the router also sees a decaying mean of its document's tokens so far, with a learned rate for each dimension");
     field("share", share, "layer = each layer its own weights, model = one router for all layers (omni-router)");
     field("frozen", frozen, "router weights stay as they are drawn");
     field("dtype", dtype, "arithmetic of logits and scores, at least fp32");
@@ -129,6 +147,7 @@ struct RouterConfig {
     field("sparsemixer", sparsemixer, "options of type sparsemixer");
     field("hierarchical", hierarchical, "options of type hierarchical");
     field("null_experts", null_experts, "options of type null_experts");
+    field("zero_compute", zero_compute, "options of type zero_compute");
     field("record", record, "write chosen expert ids here");
     field("replay", replay, "take expert ids from such a recording");
   }

@@ -8,7 +8,8 @@ Routing make_routing(const Picks& picks, std::span<const uint8_t> keep_C, TokenR
   Routing routing;
   routing.tokens = own.count;
   routing.offsets_E1.assign(num_experts + 1, 0);
-  for (int32_t i = begin; i < end; ++i) routing.offsets_E1[picks.ids_C[i] + 1] += keep_C[i];
+  for (int32_t i = begin; i < end; ++i)
+    if (keep_C[i]) ++routing.offsets_E1[picks.ids_C[i] + 1];
   for (int64_t e = 0; e < num_experts; ++e) routing.offsets_E1[e + 1] += routing.offsets_E1[e];
   const int32_t pairs = routing.offsets_E1[num_experts];
   routing.rows_N.resize(pairs);

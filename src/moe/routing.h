@@ -21,6 +21,13 @@ enum class Affinity {
   kNone,        // there are none
 };
 
+// Experts that need no other rank: null ones, copies.
+struct HomeColumns {
+  int64_t count = 0;
+  bool pooled = false;  // losses see them as one, whose choices fall on all of them evenly
+  double balance = 1;   // their weight in a switch loss
+};
+
 // What a router chose for each token, before any drop. Routers that need no score leave tensors undefined.
 struct Choice {
   Tensor scores_TS;  // what the router was given: its columns are the router's business
@@ -35,8 +42,10 @@ struct Choice {
   Tensor raw_C;                             // scores of the picks, before normalisation and scaling
   Tensor weights_C;                         // of the picks
   Tensor clean_TE, deviation_TE, noise_TE;  // noisy routers: logits are clean + deviation · noise
-  int64_t experts = 0;
-  std::vector<double> sums;  // what the router wants added up over the micro-batches of a step
+  int64_t experts = 0;                      // columns, those that stay at home included
+  HomeColumns home = {};                    // the last of them: their picks are declined, nobody is sent anything
+  Tensor home_TV;                           // what to add at home: column 0 times x, the others times vectors
+  std::vector<double> sums;                 // what the router wants added up over the micro-batches of a step
 
   int64_t tokens() const { return picks.tokens(); }
   const Picks& wanted() const { return asked ? *asked : picks; }
@@ -45,7 +54,7 @@ struct Choice {
 
 // Gradients with respect to parts of a choice; undefined = none.
 struct ChoiceGradients {
-  Tensor weights_C = {}, logits_TE = {}, clean_TE = {}, deviation_TE = {};
+  Tensor weights_C = {}, logits_TE = {}, clean_TE = {}, deviation_TE = {}, home_TV = {};
 };
 
 // Consecutive tokens of a micro-batch.

@@ -10,7 +10,7 @@
 namespace conclave::moe {
 
 struct ScorerInput {
-  const Tensor& x_TD;
+  Tensor x_TD;                         // with a context, that beside it: [T, 2D]
   std::span<const int64_t> token_ids;  // global, of these tokens
   Moment moment;
 };

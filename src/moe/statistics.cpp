@@ -60,6 +60,7 @@ double RouterStatistics::targets() const { return std::accumulate(targets_B.begi
 RouterStatistics gather_statistics(const Choice& choice, const Routing& dispatched, const Batch& batch, int64_t top_k) {
   RouterStatistics s;
   s.experts = choice.experts;
+  s.home = choice.home;
   s.sequences = batch.sequences;
   s.top_k = top_k;
   s.tokens_B.assign(s.sequences, 0);
@@ -68,9 +69,10 @@ RouterStatistics gather_statistics(const Choice& choice, const Routing& dispatch
   s.first_BE.assign(s.sequences * s.experts, 0);
   s.affinity_BE.assign(s.sequences * s.experts, 0.0);
   s.selected_E.assign(s.experts, 0);
-  s.dispatched_E.assign(s.experts, 0);
+  s.dispatched_E.assign(dispatched.experts(), 0);
   count_choices(choice, batch, s);
-  for (int64_t e = 0; e < s.experts; ++e) s.dispatched_E[e] = dispatched.offsets_E1[e + 1] - dispatched.offsets_E1[e];
+  for (int64_t e = 0; e < dispatched.experts(); ++e)
+    s.dispatched_E[e] = dispatched.offsets_E1[e + 1] - dispatched.offsets_E1[e];
   s.dropped = dispatched.dropped;
   s.sums = choice.sums;
   if (choice.affinity == Affinity::kNone) return s;

@@ -8,7 +8,8 @@
 namespace conclave::moe {
 
 struct StepTotals {
-  std::vector<int64_t> chosen_E = {}, selected_E = {}, dispatched_E = {};  // see RouterStatistics
+  std::vector<int64_t> chosen_E = {}, selected_E = {};  // see RouterStatistics; null experts included
+  std::vector<int64_t> dispatched_E = {};
   int64_t top_k = 0, tokens = 0, dropped = 0;
   double entropy = 0, lse_squared = 0;  // sums over tokens
   std::vector<double> losses = {};      // raw value of each auxiliary loss, weighted by targets

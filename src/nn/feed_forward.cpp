@@ -35,7 +35,13 @@ FeedForward::Saved& FeedForward::pre_activations(Frame& frame) const {
   return saved;
 }
 
-void FeedForward::forward_again(Frame& frame) { pre_activations(frame); }
+void FeedForward::forward_again(Frame& frame) {
+  if (output_read_) {
+    forward(frame);
+  } else {
+    pre_activations(frame);
+  }
+}
 
 void FeedForward::forward(Frame& frame) {
   const Saved& saved = pre_activations(frame);

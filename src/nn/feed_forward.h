@@ -23,8 +23,10 @@ class FeedForward : public Stage {
   std::vector<Slot> outputs() const override { return {wire_.output}; }
   std::vector<ParameterId> parameters() const override;
   Redo redo() const override { return Redo::kFull; }
+  // Some backward reads the output: forward_again makes it, too.
+  void keep_output() { output_read_ = true; }
   void forward(Frame& frame) override;
-  void forward_again(Frame& frame) override;  // all but the output, which no backward reads
+  void forward_again(Frame& frame) override;  // all but the output, where no backward reads it
   void backward_input(Frame& frame) override;
   void backward_weight(Frame& frame) override;
 
@@ -38,6 +40,7 @@ class FeedForward : public Stage {
   const Parameters& parameters_;
   FeedForwardWeights weights_;
   Wire wire_;
+  bool output_read_ = false;
 };
 
 }  // namespace conclave::nn

@@ -24,9 +24,16 @@ void find_methods(const RunConfig& config, Obstacles& found) {
   const moe::CapacityConfig& capacity = config.moe.capacity;
   const std::string dropless = "set null (dropless)";
   if (router.type != "topk") found.push_back({"moe.router.type", "routers of type " + router.type, "use topk"});
+  if (config.moe.top_k.scheduled()) found.push_back({"moe.top_k", "a schedule of top_k", "use one number"});
   if (router.second != "always") found.push_back({"moe.router.second", "a random second expert", "use always"});
   if (router.top_p) found.push_back({"moe.router.top_p", "a varying number of experts", "set null and use top_k"});
   if (router.share != "layer") found.push_back({"moe.router.share", "one router for all layers", "use layer"});
+  if (router.context) found.push_back({"moe.router.context", "a router with a context", "set false"});
+  if (config.moe.branch != moe::Branch::kSerial)
+    found.push_back({"moe.branch", "a dense FFN beside the experts", "use serial"});
+  if (config.moe.shared_merge != "add")
+    found.push_back({"moe.shared_merge", "a mean with the shared expert", "use add"});
+  if (config.moe.fallback) found.push_back({"moe.fallback", "a fallback expert", "set null"});
   if (router.frozen) found.push_back({"moe.router.frozen", "a router that does not learn", "set false"});
   if (router.jitter > 0) found.push_back({"moe.router.jitter", "jitter", "set 0"});
   if (capacity.factor) found.push_back({"moe.capacity.factor", "capacity limits", dropless});

@@ -1,27 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/evaluator.h"
 
+#include <algorithm>
+
 #include "core/tree_sum.h"
 #include "model/device_figures.h"
 #include "model/executors/sequential.h"
 
 namespace conclave::train {
-
 namespace {
 
 struct OwnBatches {
   std::vector<double> losses, targets;
 };
 
+// What is evaluated: a number of experts that changes by step is that of the last step of training.
+struct Evaluated {
+  const model::Transformer& model;
+  int64_t step;
+};
+
 // This rank's batches of a source. On the device path their figures come in one read at the end.
-OwnBatches run_batches(const model::Transformer& model, const data::ValidationLoader& loader, size_t source,
+OwnBatches run_batches(const Evaluated& evaluated, const data::ValidationLoader& loader, size_t source,
                        model::RoutingTotals& totals) {
+  const model::Transformer& model = evaluated.model;
   OwnBatches own;
   const model::SequentialExecutor executor(model);
   model::DeviceFigures figures(model);
   for (int64_t i = 0; i < loader.batches_per_rank(source); ++i) {
     const Batch batch = loader.batch(source, i);
-    nn::Frame frame = model.frame(batch, nullptr);
+    nn::Frame frame = model.frame(batch, nullptr, evaluated.step);
     executor.run(frame);
     own.targets.push_back(frame.target_count);
     if (model.device_path() != nullptr) {
@@ -41,7 +49,7 @@ OwnBatches run_batches(const model::Transformer& model, const data::ValidationLo
 }  // namespace
 
 std::vector<Evaluation> evaluate(model::Transformer& model, const data::ValidationLoader& loader,
-                                 const parallel::Mesh& mesh) {
+                                 const parallel::Mesh& mesh, int64_t updates) {
   std::vector<Evaluation> results;
   model.refresh();
   const int64_t ranks = mesh.dp().size();
@@ -49,7 +57,7 @@ std::vector<Evaluation> evaluate(model::Transformer& model, const data::Validati
     const int64_t count = loader.batches_per_rank(s);
     std::vector<double> all_losses(count * ranks), all_targets(count * ranks);
     model::RoutingTotals totals(model);
-    const auto [losses, targets] = run_batches(model, loader, s, totals);
+    const auto [losses, targets] = run_batches({model, std::max<int64_t>(updates - 1, 0)}, loader, s, totals);
     mesh.dp().all_gather(std::span<const double>(losses), std::span<double>(all_losses));
     mesh.dp().all_gather(std::span<const double>(targets), std::span<double>(all_targets));
     // Batch i of rank r is number i·ranks + r of the source.

@@ -19,8 +19,8 @@ struct Evaluation {
   std::vector<moe::StepTotals> layers;  // which experts this kind of text uses
 };
 
-// Collective; equal on all ranks.
+// Of a model after `updates` steps. Collective; equal on all ranks.
 std::vector<Evaluation> evaluate(model::Transformer& model, const data::ValidationLoader& loader,
-                                 const parallel::Mesh& mesh);
+                                 const parallel::Mesh& mesh, int64_t updates);
 
 }  // namespace conclave::train

@@ -22,7 +22,7 @@ struct RouterUse {
 void check_type(const RunConfig& config, Rules& rules) {
   std::vector<std::string> built;
   for (const auto& row : moe::Router::table()) built.emplace_back(row.info.type);
-  rules.one_of("moe.router.type", config.moe.router.type, built, {"base", "lory", "null_experts"});
+  rules.one_of("moe.router.type", config.moe.router.type, built, {"base", "default_moe", "lory"});
   const auto* row = moe::Router::find(config.moe.router.type);
   const bool leaks = row != nullptr && row->info.causality == moe::Causality::kLeaky;
   rules.warn_if(
@@ -30,6 +30,31 @@ void check_type(const RunConfig& config, Rules& rules) {
       fmt::format("in training a token's experts depend on later tokens too (class C3), so training losses are "
                   "optimistic; evaluation uses another form: {}",
                   leaks ? row->info.evaluation : ""));
+}
+
+void check_nulls(const RunConfig& config, Rules& rules) {
+  const moe::RouterConfig& router = config.moe.router;
+  if (router.type != "null_experts") return;
+  rules.require(router.null_experts.has_value(), {"moe.router.null_experts", "moe.router.type"},
+                "type null_experts needs null_experts: {count: ...}");
+  const auto chosen = static_cast<double>(config.moe.top_k * config.moe.granularity);
+  rules.require(!router.null_experts || router.null_experts->target_k.value_or(chosen) <= chosen,
+                {"moe.router.null_experts.target_k", "moe.top_k"},
+                fmt::format("a token takes {} experts, null ones included, so it cannot use more true ones", chosen));
+}
+
+void check_zero_compute(const RunConfig& config, Rules& rules) {
+  const moe::RouterConfig& router = config.moe.router;
+  if (router.type != "zero_compute") return;
+  const moe::ZeroComputeConfig own = router.zero_compute.value_or(moe::ZeroComputeConfig());
+  rules.require(own.zero + own.copy + own.constant > 0, {"moe.router.zero_compute", "moe.router.type"},
+                "there is no zero-compute expert; use type topk");
+}
+
+void check_context(const RunConfig& config, Rules& rules) {
+  const moe::RouterConfig& router = config.moe.router;
+  rules.require(!router.context || router.jitter == 0, {"moe.router.context", "moe.router.jitter"},
+                "a router with a context sees its input as it is; set jitter 0");
 }
 
 void check_options(const RunConfig& config, Rules& rules) {
@@ -46,6 +71,10 @@ void check_options(const RunConfig& config, Rules& rules) {
   own("hierarchical", router.hierarchical.has_value());
   own("null_experts", router.null_experts.has_value());
   const RouterUse use{router.type};
+  own("zero_compute", router.zero_compute.has_value());
+  check_nulls(config, rules);
+  check_zero_compute(config, rules);
+  check_context(config, rules);
   rules.require(!config.moe.capacity.factor || !use.is({"expert_choice"}), {"moe.capacity.factor"},
                 "experts of moe.router.type expert_choice take k * T / E tokens each; remove this");
   const moe::RouterConfig defaults;
@@ -55,12 +84,13 @@ void check_options(const RunConfig& config, Rules& rules) {
   };
   meaningless("score", router.score != defaults.score, use.is({"topk"}));
   meaningless("score_before_topk", router.score_before_topk != defaults.score_before_topk,
-              use.is({"topk", "hierarchical"}));
-  meaningless("norm_topk_prob", router.norm_topk_prob, use.is({"topk", "sinkhorn", "hierarchical"}));
+              use.is({"topk", "hierarchical", "zero_compute"}));
+  meaningless("norm_topk_prob", router.norm_topk_prob, use.is({"topk", "sinkhorn", "hierarchical", "zero_compute"}));
   meaningless("jitter", router.jitter > 0, !use.is({"hash"}));
   meaningless("n_group", router.n_group != 1, use.is({"topk", "noisy_topk"}));
   meaningless("second", router.second != defaults.second, use.is({"topk"}));
   meaningless("top_p", router.top_p.has_value(), use.is({"topk"}));
+  meaningless("context", router.context, !use.is({"hash"}));
   meaningless("frozen", router.frozen, !use.is({"hash"}));
   meaningless("share", router.share != defaults.share, !use.is({"hash"}));
   rules.require(config.moe.balance.bias.update_rate == 0 || use.is({"topk", "noisy_topk"}),
@@ -121,7 +151,7 @@ void check_hierarchical(const RunConfig& config, Rules& rules) {
 
 void check_groups(const RunConfig& config, Rules& rules) {
   const moe::RouterConfig& router = config.moe.router;
-  const int64_t chosen = config.moe.top_k * config.moe.granularity;
+  const int64_t chosen = config.moe.top_k.most() * config.moe.granularity;
   rules.require(router.topk_group <= router.n_group, {"moe.router.topk_group", "moe.router.n_group"},
                 fmt::format("{} of {} groups", router.topk_group, router.n_group));
   for (const int64_t experts : experts_of_layers(config.moe)) {
@@ -164,6 +194,8 @@ void check_loss(const RunConfig& config, size_t index, Rules& rules) {
   };
   switch (loss.type) {
     case LossType::kSwitch:
+      rules.require(loss.level != moe::Level::kGlobal || !router.is({"null_experts", "zero_compute"}),
+                    {path + ".level", "moe.router.type"}, "level global does not count experts that compute nothing");
       return needs(!router.is({"relu", "hash", "sinkhorn", "expert_choice"}),
                    "a switch loss needs scores that it may even out");
     case LossType::kZ:
@@ -171,10 +203,10 @@ void check_loss(const RunConfig& config, size_t index, Rules& rules) {
     case LossType::kDevice:
     case LossType::kCommunication:
       check_devices(config, index, rules);
-      return needs(!router.is({"relu", "hash", "sinkhorn", "expert_choice"}),
+      return needs(!router.is({"relu", "hash", "sinkhorn", "expert_choice", "null_experts", "zero_compute"}),
                    "a loss over devices needs scores that it may even out");
     case LossType::kVariance:
-      return needs(!router.is({"hash"}), "a variance loss needs weights that learn");
+      return needs(!router.is({"hash", "zero_compute"}), "a variance loss needs weights of experts that compute");
     case LossType::kEntropy:
       rules.require(config.moe.router.score == moe::Score::kSoftmax, {path + ".type", "moe.router.score"},
                     "an entropy loss is of a softmax");
@@ -183,7 +215,7 @@ void check_loss(const RunConfig& config, size_t index, Rules& rules) {
                     "an entropy loss is of a softmax, and sinkhorn with one expert for each token scores by a sigmoid");
       return needs(!router.is({"relu", "hash"}), "an entropy loss needs a softmax");
     case LossType::kImportance:
-      return needs(!router.is({"hash"}), "an importance loss needs weights that learn");
+      return needs(!router.is({"hash", "null_experts", "zero_compute"}), "an importance loss needs weights that learn");
     case LossType::kLoad:
       rules.require(
           config.moe.router.n_group == 1 && config.moe.balance.bias.update_rate == 0,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "config/fields.h"
+#include "moe/router.h"
 #include "train/config_rules.h"
 
 namespace conclave::train {
@@ -35,11 +36,29 @@ int64_t least_experts(const moe::MoeConfig& moe) {
   return list.empty() ? 1 : *std::min_element(list.begin(), list.end());
 }
 
+void check_top_k(const moe::MoeConfig& moe, Rules& rules) {
+  const auto phases = moe.top_k.phases();
+  rules.require(!phases.empty() && !phases.back().until, {"moe.top_k"},
+                "the last entry must have no `until`: its number holds to the end");
+  for (size_t i = 0; i + 1 < phases.size(); ++i) {
+    const int64_t before = i == 0 ? 0 : phases[i - 1].until.value_or(0);
+    rules.require(phases[i].until.value_or(0) > before, {fmt::format("moe.top_k[{}]", i)},
+                  "every entry but the last needs an `until`, later than the one before");
+  }
+  const moe::RouterConfig& router = moe.router;
+  rules.require(!moe.top_k.scheduled() || (router.type != "hash" && router.type != "hierarchical"),
+                {"moe.top_k", "moe.router.type"},
+                fmt::format("moe.router.type {} has as many experts for each token in every step", router.type));
+  rules.require(!moe.top_k.scheduled() || router.second == "always", {"moe.top_k", "moe.router.second"},
+                "a random second expert needs 2 experts for each token in every step");
+}
+
 void check_experts(const RunConfig& config, Rules& rules) {
   const moe::MoeConfig& moe = config.moe;
   const int64_t experts = least_experts(moe);
-  rules.require(moe.top_k <= experts, {"moe.top_k", "moe.num_experts"},
-                fmt::format("{} experts for each token, but a layer has only {}", moe.top_k, experts));
+  check_top_k(moe, rules);
+  rules.require(moe.top_k.most() <= experts, {"moe.top_k", "moe.num_experts"},
+                fmt::format("{} experts for each token, but a layer has only {}", moe.top_k.most(), experts));
   const int64_t width =
       moe.expert_hidden_size.value_or(config.model.ffn_hidden_size.value_or(4 * config.model.hidden_size));
   rules.require(
@@ -52,6 +71,26 @@ void check_experts(const RunConfig& config, Rules& rules) {
                 "there is no shared expert to gate; set moe.num_shared_experts or false");
 }
 
+void check_shapes(const RunConfig& config, Rules& rules) {
+  const moe::MoeConfig& moe = config.moe;
+  rules.one_of("moe.branch_gate", moe.branch_gate, {"none", "softmax"});
+  rules.require(moe.branch_gate == "none" || moe.branch == moe::Branch::kParallel, {"moe.branch_gate", "moe.branch"},
+                "weighs the experts against a dense FFN that reads the same input; set moe.branch: parallel");
+  rules.one_of("moe.shared_merge", moe.shared_merge, {"add", "mean"});
+  const bool mean = moe.shared_merge == "mean";
+  rules.require(!mean || moe.num_shared_experts > 0, {"moe.shared_merge", "moe.num_shared_experts"},
+                "there is no shared expert; set moe.num_shared_experts or add");
+  const auto* router = moe::Router::find(moe.router.type);
+  const bool varies = moe.top_k.scheduled() || moe.router.top_p || (router != nullptr && router->many_picks);
+  rules.require(!mean || !varies, {"moe.shared_merge", "moe.top_k", "moe.router.top_p", "moe.router.type"},
+                "a mean with the shared expert needs the same number of experts for each token in every step");
+  rules.require(!moe.fallback || moe.capacity.factor || moe.capacity.eval_factor,
+                {"moe.fallback", "moe.capacity.factor"},
+                "nothing is refused without a capacity; set moe.capacity.factor or remove this");
+  rules.require(!moe.fallback || !moe.capacity.renormalize, {"moe.fallback", "moe.capacity.renormalize"},
+                "the fallback expert gets the weights that capacity refused, and renormalising gives them to others");
+}
+
 void check_router(const RunConfig& config, Rules& rules) {
   const moe::RouterConfig& router = config.moe.router;
   const bool normalised_already = !router.score_before_topk && router.score == moe::Score::kSoftmax;
@@ -59,8 +98,15 @@ void check_router(const RunConfig& config, Rules& rules) {
                 "has no effect: the sigmoid of an expert does not depend on which others are chosen");
   rules.warn_if(router.norm_topk_prob && normalised_already, {"moe.router.norm_topk_prob"},
                 "has no effect: a softmax over the chosen experts (score_before_topk: false) sums to 1 already");
+  const bool normalises = router.norm_topk_prob || normalised_already;
+  const moe::HierarchicalConfig levels = router.hierarchical.value_or(moe::HierarchicalConfig());
+  rules.warn_if(router.type == "hierarchical" && normalises && config.moe.enabled &&
+                    (levels.group_k == 1 || config.moe.top_k * config.moe.granularity == levels.group_k),
+                {"moe.router.norm_topk_prob", "moe.router.score_before_topk", "moe.router.hierarchical.group_k"},
+                "a level that picks one of its groups or members has the renormalised weight 1, so it learns from the "
+                "auxiliary losses only; use score_before_topk: true and norm_topk_prob: false");
   const int64_t chosen = router.top_p || router.type == "hierarchical" ? 0 : config.moe.top_k * config.moe.granularity;
-  rules.warn_if(chosen == 1 && (router.norm_topk_prob || normalised_already) && config.moe.enabled,
+  rules.warn_if(chosen == 1 && normalises && config.moe.enabled,
                 {"moe.router.norm_topk_prob", "moe.router.score_before_topk", "moe.top_k"},
                 "with one expert for each token the renormalised weight is always 1, so the router learns from the "
                 "auxiliary losses only; use score_before_topk: true and norm_topk_prob: false");
@@ -154,6 +200,7 @@ void check_model(const RunConfig& config, Rules& rules) {
 void check_moe(const RunConfig& config, Rules& rules) {
   check_layer_lists(config, rules);
   check_experts(config, rules);
+  check_shapes(config, rules);
   check_router(config, rules);
   check_losses(config, rules);
   check_bias(config, rules);

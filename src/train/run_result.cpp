@@ -8,8 +8,18 @@
 namespace conclave::train {
 
 double planned_flops(const RunConfig& config, model::Counter counter) {
-  const auto flops = model::count_flops(model::model_shape(config.model, config.moe), counter, config.data.seq_len);
-  return static_cast<double>(flops.training()) * static_cast<double>(planned_tokens(config));
+  const auto step_tokens = static_cast<double>(config.train.global_batch_size * config.data.seq_len);
+  double flops = 0;
+  int64_t from = 0;
+  for (const auto& phase : config.moe.top_k.phases()) {
+    moe::MoeConfig moe = config.moe;
+    moe.top_k = phase.k;
+    const int64_t until = std::min(phase.until.value_or(config.train.steps), config.train.steps);
+    const auto of_token = model::count_flops(model::model_shape(config.model, moe), counter, config.data.seq_len);
+    flops += static_cast<double>(of_token.training()) * (static_cast<double>(until - from) * step_tokens);
+    from = until;
+  }
+  return flops;
 }
 
 int64_t planned_tokens(const RunConfig& config) {

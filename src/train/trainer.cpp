@@ -49,6 +49,10 @@ checkpoint::ConfigRecord config_record(const RunConfig& config) {
   for (const char* key : {"balance", "capacity", "dispatch"}) record.model["moe"].erase(key);
   for (const char* key : {"init_from", "init_std"}) record.model["model"].erase(key);
   record.training["moe"]["payload"] = config::to_json(config.moe.dispatch)["payload"];
+  if (config.moe.top_k.scheduled()) {
+    record.training["moe"]["top_k"] = record.model["moe"]["top_k"];
+    record.model["moe"]["top_k"] = static_cast<int64_t>(config.moe.top_k);
+  }
   // What acts in training alone. The coefficient of an l1 loss is start · rate^steps, so its numbers belong to its
   // state.
   auto& l1 = record.model["moe"]["l1"] = Json::array();
@@ -71,6 +75,19 @@ Trainer::Trainer(const TrainerParts& parts)
   const MetricsTarget target{file, p_.mesh.world().size(), p_.mesh.world().rank() == 0};
   checkpoint::agree(p_.mesh.world(), [&] { metrics_ = std::make_unique<Metrics>(p_.config, target, step_, p_.log); });
   if (restored_.is_object()) metrics_->restore(restored_.at("metrics"));
+}
+
+// A router that was frozen and learns now has moments of zero.
+void Trainer::tell_of_thawed_router(const Json& saved_training) const {
+  const Json::json_pointer frozen("/moe/router/frozen");
+  const bool was = saved_training.contains(frozen) && saved_training.at(frozen) == "true";  // scalars are kept as text
+  if (p_.config.moe.router.frozen || !was) return;
+  p_.log.warn(
+      "moe.router.frozen was true until step {} and is false now: the router begins to learn with moments of zero, "
+      "whose "
+      "age AdamW's correction takes for that of all others; a short warm-up after the change keeps its first updates "
+      "small",
+      step_);
 }
 
 void Trainer::resume() {
@@ -103,6 +120,7 @@ void Trainer::resume() {
   step_ = saved_step_ = manifest->step;
   state_digest_ = manifest->state.hex();
   restored_ = saved;
+  tell_of_thawed_router(manifest->config.training);
 }
 
 ExitCode Trainer::run() {
@@ -159,7 +177,7 @@ void Trainer::evaluate() {
   p_.watchdog.beat(step_, "evaluation");
   p_.step.wait_for_weights();
   const Span span(&p_.step.timeline(), "evaluation", "step");
-  last_evaluation_ = train::evaluate(p_.model, *p_.validation, p_.mesh);
+  last_evaluation_ = train::evaluate(p_.model, *p_.validation, p_.mesh, step_);
   evaluated_step_ = step_;
   std::string line = fmt::format("eval step {}", step_);
   for (const auto& result : last_evaluation_) {

@@ -49,6 +49,7 @@ class Trainer {
 
  private:
   void resume();
+  void tell_of_thawed_router(const checkpoint::Json& saved_training) const;
   void one_step();
   void evaluate();
   void save();

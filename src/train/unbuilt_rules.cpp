@@ -24,9 +24,7 @@ void check_model_keys(const RunConfig& config, Rules& rules) {
 
 void check_moe_keys(const RunConfig& config, Rules& rules) {
   const moe::MoeConfig& moe = config.moe;
-  only(rules, "moe.branch", moe.branch, {moe::Branch::kSerial});
   rules.one_of("moe.router.dtype", moe.router.dtype, {"fp32"}, {"fp64"});
-  rules.unbuilt(moe.router.context, "moe.router.context", "a router that sees the tokens before");
   rules.unbuilt(moe.router.record.has_value(), "moe.router.record", "recording expert ids");
   rules.unbuilt(moe.router.replay.has_value(), "moe.router.replay", "replaying expert ids");
   rules.one_of("moe.experts.backend", moe.experts.backend, {"auto"});

@@ -16,6 +16,7 @@ namespace conclave::app {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
 TEST(MethodsCommand, ListsEveryRowOfEveryTable) {
   const std::string list = methods_list();
@@ -44,6 +45,10 @@ TEST(MethodsCommand, ShowsClassSourceAndKeysOfItsOwn) {
   EXPECT_THAT(text, HasSubstr("C3: depends on later tokens, too"));
   EXPECT_THAT(text, HasSubstr("below moe.router.expert_choice:\n    threshold_decay"));
   EXPECT_THAT(method_text("l1"), HasSubstr("    rate "));
+  EXPECT_THAT(method_text("device"), HasSubstr("keys in moe.balance.losses[]:\n    coef "));
+  EXPECT_THAT(method_text("device"), HasSubstr("    devices "));
+  EXPECT_THAT(method_text("device"), Not(HasSubstr("max_devices")));
+  EXPECT_THAT(method_text("z"), Not(HasSubstr("devices")));
 }
 
 TEST(MethodsCommand, AnUnknownNameIsAnsweredWithThoseThereAre) {

@@ -35,26 +35,50 @@ TEST_P(AccountingModelTest, CountsWhatTheTransformerHolds) {
 
 INSTANTIATE_TEST_SUITE_P(
     Features, AccountingModelTest,
-    ::testing::Values(Case{"default", [](auto&) {}}, Case{"dense_twin", [](auto& c) { c.moe.enabled = false; }},
-                      Case{"qk_norm_full", [](auto& c) { c.model.qk_norm = model::QkNorm::kFull; }},
-                      Case{"qk_norm_head", [](auto& c) { c.model.qk_norm = model::QkNorm::kHead; }},
-                      Case{"qkv_bias", [](auto& c) { c.model.qkv_bias = true; }},
-                      Case{"tied", [](auto& c) { c.model.tie_embeddings = true; }},
-                      Case{"first_layer_dense",
-                           [](auto& c) {
-                             c.moe.layers = moe::LayerPattern{1, 1};
-                           }},
-                      Case{"hash", [](auto& c) { c.moe.router.type = "hash"; }},
-                      Case{"noisy_topk", [](auto& c) { c.moe.router.type = "noisy_topk"; }},
-                      Case{"hierarchical",
-                           [](auto& c) {
-                             c.moe.router.type = "hierarchical";
-                             c.moe.router.hierarchical = {.groups = 2, .group_k = 1};
-                           }},
-                      Case{"omni_router", [](auto& c) { c.moe.router.share = "model"; }},
-                      Case{"granular", [](auto& c) { c.moe.granularity = 3; }},
-                      Case{"shared_with_gate",
-                           [](auto& c) { c.moe.num_shared_experts = 2, c.moe.shared_gate = true; }}),
+    ::testing::Values(
+        Case{"default", [](auto&) {}}, Case{"dense_twin", [](auto& c) { c.moe.enabled = false; }},
+        Case{"qk_norm_full", [](auto& c) { c.model.qk_norm = model::QkNorm::kFull; }},
+        Case{"qk_norm_head", [](auto& c) { c.model.qk_norm = model::QkNorm::kHead; }},
+        Case{"qkv_bias", [](auto& c) { c.model.qkv_bias = true; }},
+        Case{"tied", [](auto& c) { c.model.tie_embeddings = true; }},
+        Case{"first_layer_dense",
+             [](auto& c) {
+               c.moe.layers = moe::LayerPattern{1, 1};
+             }},
+        Case{"hash", [](auto& c) { c.moe.router.type = "hash"; }},
+        Case{"noisy_topk", [](auto& c) { c.moe.router.type = "noisy_topk"; }},
+        Case{"hierarchical",
+             [](auto& c) {
+               c.moe.router.type = "hierarchical";
+               c.moe.router.hierarchical = {.groups = 2, .group_k = 1};
+             }},
+        Case{"null_experts",
+             [](auto& c) {
+               c.moe.router.type = "null_experts";
+               c.moe.router.null_experts = {.count = 3};
+             }},
+        Case{"zero_compute",
+             [](auto& c) {
+               c.moe.router.type = "zero_compute";
+               c.moe.router.zero_compute = {.zero = 1, .copy = 1, .constant = 2};
+             }},
+        Case{"context", [](auto& c) { c.moe.router.context = true; }},
+        Case{"context_of_all_layers", [](auto& c) { c.moe.router.context = true, c.moe.router.share = "model"; }},
+        Case{"parallel", [](auto& c) { c.moe.branch = moe::Branch::kParallel; }},
+        Case{"pr_moe",
+             [](auto& c) {
+               c.moe.branch = moe::Branch::kParallel, c.moe.branch_gate = "softmax";
+               c.moe.num_experts = std::vector<int64_t>{2, 4};
+             }},
+        Case{"arctic", [](auto& c) { c.moe.branch = moe::Branch::kResidual; }},
+        Case{"fallback",
+             [](auto& c) {
+               c.moe.capacity.factor = 1.0;
+               c.moe.fallback = {.hidden_size = 8};
+             }},
+        Case{"omni_router", [](auto& c) { c.moe.router.share = "model"; }},
+        Case{"granular", [](auto& c) { c.moe.granularity = 3; }},
+        Case{"shared_with_gate", [](auto& c) { c.moe.num_shared_experts = 2, c.moe.shared_gate = true; }}),
     [](const auto& info) { return info.param.name; });
 
 }  // namespace

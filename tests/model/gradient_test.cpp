@@ -103,6 +103,29 @@ std::vector<Case> cases() {
          c.moe.capacity.factor = 0.7, c.moe.capacity.min = 1, c.moe.capacity.policy = DropPolicy::kScore;
          c.moe.capacity.renormalize = true;
        }},
+      {"Parallel", [](TransformerConfig& c) { c.moe.branch = Branch::kParallel; }},
+      {"PrMoe",
+       [](TransformerConfig& c) {
+         c.moe.branch = Branch::kParallel, c.moe.branch_gate = "softmax",
+         c.moe.num_experts = std::vector<int64_t>{2, 4};
+       }},
+      {"Arctic", [](TransformerConfig& c) { c.moe.branch = Branch::kResidual, c.moe.num_shared_experts = 1; }},
+      {"Generalist", [](TransformerConfig& c) { c.moe.num_shared_experts = 1, c.moe.shared_merge = "mean"; }},
+      {"Fallback",
+       [](TransformerConfig& c) {
+         c.moe.fallback = {.hidden_size = 8}, c.moe.capacity.factor = 0.5, c.moe.capacity.min = 1;
+       }},
+      {"ContextRouter",
+       [](TransformerConfig& c) {
+         c.moe.router.context = true, c.moe.router.share = "model", c.document_mask = true;
+         c.moe.balance.losses = {{LossType::kSwitch, 0.5, Level::kMicro, Convention::kMegatron, Scope::kLayer}};
+       }},
+      {"ZeroCompute",
+       [](TransformerConfig& c) {
+         c.moe.router.type = "zero_compute";
+         c.moe.router.zero_compute = {.zero = 1, .copy = 1, .constant = 2};
+         c.moe.balance.losses = {{LossType::kSwitch, 0.5, Level::kMicro, Convention::kMegatron, Scope::kLayer}};
+       }},
       {"AuxMegatron", loss({LossType::kSwitch, 0.5, Level::kMicro, Convention::kMegatron, Scope::kLayer})},
       {"AuxSwitch", loss({LossType::kSwitch, 0.5, Level::kMicro, Convention::kSwitch, Scope::kLayer})},
       {"AuxHuggingFace", loss({LossType::kSwitch, 0.5, Level::kMicro, Convention::kHuggingface, Scope::kModel})},

@@ -35,7 +35,8 @@ TEST_P(RouterGradient, EqualsFiniteDifferencesOfWeightsAndLosses) {
   const auto decide = [&](const Tensor& scores) {
     Decision d;
     d.choice = setup.router->route(scores, {setup.batch, state.layers[0], setup.moment, at::kDouble});
-    const std::vector<uint8_t> keep(d.choice.picks.count(), 1);
+    std::vector<uint8_t> keep(d.choice.picks.count(), 1);
+    for (size_t i = 0; i < d.choice.declined_C.size(); ++i) keep[i] = !d.choice.declined_C[i];
     d.routing = make_routing(d.choice.picks, keep, {0, T}, method.experts);
     d.statistics = gather_statistics(d.choice, d.routing, setup.batch, method.top_k);
     return d;
@@ -43,6 +44,8 @@ TEST_P(RouterGradient, EqualsFiniteDifferencesOfWeightsAndLosses) {
   const Tensor scores = random_tensor({T, columns}, at::kDouble, 5);
   const Decision at_start = decide(scores);
   const Tensor a = random_tensor({at_start.choice.picks.count()}, at::kDouble, 6);
+  const bool home = setup.router->home_terms() > 0;
+  const Tensor b = home ? random_tensor(at_start.choice.home_TV.sizes().vec(), at::kDouble, 7) : Tensor();
   const auto objective = [&](const Tensor& at) {
     const Decision d = decide(at);
     EXPECT_EQ(d.choice.picks, at_start.choice.picks) << "the step is too large";
@@ -51,13 +54,14 @@ TEST_P(RouterGradient, EqualsFiniteDifferencesOfWeightsAndLosses) {
     // A mid-point estimator's backward is that of the probability without its multiplier.
     const bool estimates = config.router.type == "sparsemixer";
     double sum = ((estimates ? d.choice.raw_C : d.choice.weights_C) * a).sum().item<double>();
+    if (home) sum += (d.choice.home_TV * b).sum().item<double>();
     const auto own = balancer.coefficients(state);
     for (size_t i = 0; i < balancer.losses().size(); ++i)
       sum += own[i].value_or(balancer.losses()[i].coef) * targets * balancer.value(view, static_cast<int>(i), 0);
     return sum;
   };
   const Decision* layer = &at_start;
-  ChoiceGradients gradients{.weights_C = a.clone()};
+  ChoiceGradients gradients{.weights_C = a.clone(), .home_TV = b};
   balancer.add_gradient({{&layer, 1}, state, setup.batch}, 0, gradients);
   const Tensor actual = setup.router->backward(at_start.choice, gradients);
   const double h = 1e-6;

@@ -13,6 +13,7 @@
 
 #include "comm/group.h"
 #include "moe/dispatch_stages.h"
+#include "moe/home_stage.h"
 #include "support/moe_reference.h"
 
 namespace conclave::testing {
@@ -48,6 +49,9 @@ class MoeLayer {
       };
       experts_.push_back({expert("gate_up", {2 * F, D}), expert("down", {D, F})});
     }
+    const int64_t vectors = router->home_terms() - 1;
+    if (vectors > 0)
+      vectors_ = parameters_.add({.parts = {{"vectors", {vectors, D}}}, .shape = {vectors, D}, .init_std = 1.0});
     parameters_.allocate(dtype, seed);
     const std::vector<int64_t> experts{E};
     moe::Balancer(config.balance).declare(experts, state_);
@@ -55,21 +59,26 @@ class MoeLayer {
     const moe::ExchangeSlots slots{0, 1, 2, 3, 4, 5, 6, 7};
     auto route = std::make_unique<moe::RouteStage>(nn::StageSite{"route", 0}, parameters_,
                                                    moe::RouteConfig{config, blocks_, shape}, state_);
-    route->connect({.input = slots.input,
-                    .weights = slots.weights,
-                    .decision = slots.decision,
-                    .all_decisions = {slots.decision}});
+    moe::RouteSlots of_route{
+        .input = slots.input, .weights = slots.weights, .decision = slots.decision, .all_decisions = {slots.decision}};
+    if (router->home_terms() > 0) of_route.home = kHome;
+    route->connect(of_route);
     stages_.push_back(std::move(route));
     stages_.push_back(std::make_unique<moe::Dispatch>(nn::StageSite{"dispatch", 1}, *dispatcher_, slots, false));
     stages_.push_back(
         std::make_unique<moe::ExpertStage>(nn::StageSite{"experts", 2}, moe::Experts(parameters_, experts_), slots));
     stages_.push_back(std::make_unique<moe::Combine>(nn::StageSite{"combine", 3}, *dispatcher_, slots));
+    if (router->home_terms() == 0) return;
+    output_ = kWithHome;
+    stages_.push_back(std::make_unique<moe::HomeStage>(nn::StageSite{"home", 4}, parameters_, vectors_,
+                                                       moe::HomeSlots{7, slots.input, kHome, kWithHome}));
   }
   MoeLayer(const MoeLayer&) = delete;
   MoeLayer& operator=(const MoeLayer&) = delete;
 
   // The weight of the scores' first block.
   Tensor router() const { return parameters_.value(blocks_[0]); }
+  Tensor vectors() const { return parameters_.value(*vectors_); }
   moe::MethodState& state() { return state_.layers[0]; }
   // Leaves for autograd; of this rank's experts.
   ReferenceWeights weights() const {
@@ -89,14 +98,14 @@ class MoeLayer {
   LayerResult run(const Batch& batch, const Tensor& x_TD, const Tensor& dy_TD) const {
     nn::Gradients gradients{at::zeros_like(parameters_.flat(false)), {}};
     for (int r = 0; r < ranks_; ++r) gradients.experts.push_back(at::zeros_like(parameters_.flat(true)));
-    nn::Frame frame(batch, 8, 4, dy_TD.defined() ? &gradients : nullptr);
+    nn::Frame frame(batch, kSlots, static_cast<int>(stages_.size()), dy_TD.defined() ? &gradients : nullptr);
     frame.value(0) = x_TD;
     for (const auto& stage : stages_) stage->forward(frame);
     LayerResult result;
-    result.y = frame.value(7);
+    result.y = frame.value(output_);
     result.rows = frame.value(4);
     if (dy_TD.defined()) {
-      frame.grad(7) = dy_TD;
+      frame.grad(output_) = dy_TD;
       for (auto stage = stages_.rbegin(); stage != stages_.rend(); ++stage) {
         (*stage)->backward_input(frame);
         (*stage)->backward_weight(frame);
@@ -125,8 +134,12 @@ class MoeLayer {
     return {{}, at::stack(gate_up), at::stack(down)};
   }
 
+  static constexpr nn::Slot kHome = 8, kWithHome = 9, kSlots = 10;
+
   LayerSize size_;
   int ranks_;
+  nn::Slot output_ = 7;
+  std::optional<nn::ParameterId> vectors_;  // of the home stage
   nn::Parameters parameters_;
   std::vector<nn::ParameterId> blocks_;
   std::vector<moe::ExpertWeights> experts_;

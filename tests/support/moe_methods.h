@@ -65,8 +65,48 @@ inline std::vector<Method> all_methods() {
   };
 }
 
+// What stands beside the experts, or in the router's input.
+inline std::vector<Method> shape_methods() {
+  using namespace moe;
+  const auto balanced = [](MoeConfig& c) { c.balance.losses = {{.type = LossType::kSwitch, .coef = 0.1}}; };
+  return {
+      {"ContextRouter", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.context = true;
+         c.router.norm_topk_prob = true;
+         balanced(c);
+       }},
+      {"PrMoe", 8, 1,
+       [=](MoeConfig& c) {
+         c.branch = Branch::kParallel;
+         c.branch_gate = "softmax";
+         c.num_experts = std::vector<int64_t>{4, 8};  // a pyramid over two layers
+         balanced(c);
+       }},
+      {"Arctic", 8, 2,
+       [=](MoeConfig& c) {
+         c.branch = Branch::kResidual;
+         c.router.norm_topk_prob = true;
+         balanced(c);
+       }},
+      {"Generalist", 8, 2,
+       [=](MoeConfig& c) {
+         c.num_shared_experts = 1;
+         c.shared_merge = "mean";
+         c.router.norm_topk_prob = true;
+         balanced(c);
+       }},
+      {"Fallback", 8, 2,
+       [=](MoeConfig& c) {
+         c.fallback = {.hidden_size = 16};
+         c.capacity.factor = 0.75;
+         balanced(c);
+       }},
+  };
+}
+
 // Methods with routers, losses and drop policies of their own.
-inline std::vector<Method> router_methods() {
+inline std::vector<Method> own_router_methods() {
   using namespace moe;
   const auto losses = [](MoeConfig& c, std::initializer_list<LossType> types) {
     for (const LossType type : types)
@@ -135,6 +175,25 @@ inline std::vector<Method> router_methods() {
          c.router.type = "expert_choice";
          losses(c, {LossType::kZ});
        }},
+      {"TopKSchedule", 8, 2,
+       [=](MoeConfig& c) {
+         c.top_k = std::vector<TopKPhase>{{.until = 1, .k = 5}, {.until = 2, .k = 3}, {.k = 2}};
+         capacity(c, 1.5, DropPolicy::kPosition);
+         losses(c, {LossType::kSwitch});
+       }},
+      {"NullExperts", 8, 4,
+       [=](MoeConfig& c) {
+         c.router.type = "null_experts";
+         c.router.null_experts = {.count = 5, .target_k = 1.5, .update_rate = 0.01};
+         losses(c, {LossType::kSwitch, LossType::kZ});
+       }},
+      {"ZeroCompute", 8, 3,
+       [=](MoeConfig& c) {
+         c.router.type = "zero_compute";
+         c.router.zero_compute = {.zero = 1, .copy = 2, .constant = 2};
+         capacity(c, 1.0, DropPolicy::kPosition);
+         losses(c, {LossType::kSwitch, LossType::kZ});
+       }},
       {"Spill", 8, 2,
        [=](MoeConfig& c) {
          capacity(c, 0.75, DropPolicy::kSpill);
@@ -184,6 +243,13 @@ inline std::vector<Method> router_methods() {
          c.balance.losses[0].l1.emplace().start = 0.05;
        }},
   };
+}
+
+// Both.
+inline std::vector<Method> router_methods() {
+  auto methods = own_router_methods();
+  for (auto& method : shape_methods()) methods.push_back(std::move(method));
+  return methods;
 }
 
 }  // namespace conclave::testing

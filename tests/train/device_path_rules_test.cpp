@@ -31,6 +31,9 @@ TEST(DevicePathRules, RefuseWhatIsNotBuiltWithAReasonAndARemedy) {
   for (const Refusal& refusal : std::vector<Refusal>{
            {"moe.router.type=sinkhorn", "routers of type sinkhorn with train.precision: bf16; use topk"},
            {"moe.router.second=random", "a random second expert with train.precision: bf16; use always"},
+           {"moe.top_k=[{until: 9, k: 3}, {k: 2}]", "a schedule of top_k with train.precision: bf16; use one number"},
+           {"moe.router.context=true", "a router with a context with train.precision: bf16; set false"},
+           {"moe.branch=parallel", "a dense FFN beside the experts with train.precision: bf16; use serial"},
            {"moe.router.jitter=0.1", "jitter with train.precision: bf16; set 0"},
            {"moe.capacity.factor=1.25", "capacity limits with train.precision: bf16; set null (dropless)"},
            {"moe.capacity.eval_factor=2", "capacity limits with train.precision: bf16; set null (dropless)"},

@@ -48,5 +48,25 @@ TEST(RecomputeRanks, EveryLevelHasTheBitsOfKeepingAll) {
   }
 }
 
+// Stages that read in backward what a dense expert gave.
+TEST(RecomputeRanks, WhatStandsBesideTheExpertsIsMadeAgainToo) {
+  const auto beside = [](model::Recompute recompute, bool gate) {
+    return LayoutCase{.name = "Beside", .change = [=](train::RunConfig& config) {
+                        config.memory.recompute = recompute;
+                        config.moe.router.context = true;
+                        config.moe.capacity.factor = 0.75, config.moe.capacity.min = 1;
+                        config.moe.fallback = {.hidden_size = 16};
+                        config.moe.branch = gate ? moe::Branch::kParallel : moe::Branch::kResidual;
+                        if (gate) config.moe.branch_gate = "softmax";
+                      }};
+  };
+  constexpr auto kCanonical = parallel::Reduction::kCanonical;
+  for (const bool gate : {true, false}) {
+    const auto kept = run_layout({}, {}, beside(model::Recompute::kNone, gate), kCanonical);
+    for (const auto recompute : {model::Recompute::kSelective, model::Recompute::kFull})
+      expect_same(run_layout({}, {}, beside(recompute, gate), kCanonical), kept);
+  }
+}
+
 }  // namespace
 }  // namespace conclave::test

@@ -76,11 +76,13 @@ TEST_F(RunConfigTest, TheResolvedConfigurationReadsBackAsItself) {
 }
 
 TEST_F(RunConfigTest, WhatCountsOnlyNeedsNoDataAndOnlyWarnsOfUnbuiltKeys) {
-  const auto file = files_.write("info.yaml", std::string(kModel) + "moe: {branch: residual}\nparallel: {tp: 2}\n");
+  const auto file =
+      files_.write("info.yaml", std::string(kModel) + "moe: {router: {replay: ids}}\nparallel: {tp: 2}\n");
   EXPECT_THAT(config_error([&] { load_config(file); }), HasSubstr("not built yet"));
   const auto loaded = load_config(file, {}, {.purpose = Purpose::kInfo});
-  EXPECT_THAT(loaded.warnings, testing::Contains(HasSubstr("info.yaml:2:15: moe.branch: cannot be trained yet")));
-  EXPECT_EQ(loaded.config.moe.branch, moe::Branch::kResidual);
+  EXPECT_THAT(loaded.warnings,
+              testing::Contains(HasSubstr("info.yaml:2:24: moe.router.replay: cannot be trained yet")));
+  EXPECT_EQ(loaded.config.moe.router.replay, "ids");
 }
 
 TEST_F(RunConfigTest, WarnsOfWhatHasNoEffect) {
@@ -92,6 +94,18 @@ TEST_F(RunConfigTest, WarnsOfWhatHasNoEffect) {
   EXPECT_THAT(load("moe: {top_k: 1, router: {score_before_topk: false}}\n").warnings,
               testing::ElementsAre(HasSubstr("the router learns from the auxiliary losses only")));
   EXPECT_THAT(load("moe: {top_k: 1, granularity: 2, router: {norm_topk_prob: true}}\n").warnings, testing::IsEmpty());
+  const auto two_levels = [](int k, int groups, const std::string& more) {
+    return fmt::format(
+        "moe: {{top_k: {}, router: {{type: hierarchical, hierarchical: {{groups: 4, group_k: {}}}{}}}}}\n", k, groups,
+        more);
+  };
+  const std::string normalised = ", norm_topk_prob: true";
+  for (const auto& [k, groups] : {std::pair(2, 1), std::pair(4, 4)}) {
+    EXPECT_THAT(load(two_levels(k, groups, normalised)).warnings,
+                testing::ElementsAre(HasSubstr("a level that picks one")));
+    EXPECT_THAT(load(two_levels(k, groups, "")).warnings, testing::IsEmpty());
+  }
+  EXPECT_THAT(load(two_levels(4, 2, normalised)).warnings, testing::IsEmpty());
   EXPECT_THAT(load("moe: {capacity: {renormalize: true}}\n").warnings,
               testing::ElementsAre(HasSubstr("nothing is dropped")));
   EXPECT_THAT(load("moe: {layers: {first_k_dense: 2}}\n").warnings,

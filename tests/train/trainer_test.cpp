@@ -2,6 +2,8 @@
 // The loop of a run over rank threads: what is read between steps is read after the weights have arrived.
 #include "train/trainer.h"
 
+#include <fstream>
+
 #include "core/log.h"
 #include "data/token_files.h"
 #include "support/ranks.h"
@@ -29,7 +31,8 @@ struct Trained {
   std::string digest;               // of the last checkpoint
 };
 
-Trained train_on(const comm::Group& world, const train::RunConfig& config, const std::filesystem::path& where) {
+Trained train_on(const comm::Group& world, const train::RunConfig& config, const std::filesystem::path& where,
+                 const std::shared_ptr<Log>& log = make_silent_log()) {
   at::set_num_threads(1);
   const parallel::Mesh mesh(world, config.parallel);
   data::LoaderOptions options;
@@ -41,7 +44,6 @@ Trained train_on(const comm::Group& world, const train::RunConfig& config, const
   options.dp_size = mesh.dp().size();
   data::BatchLoader batches(options);
   const data::ValidationLoader validation(options, config.eval.batches);
-  const auto log = make_silent_log();
   Failpoints none;
   checkpoint::Store store(world, where, {.keep_last = 2, .directory = {.lock = {0.05, 0.5}}}, none, *log);
   comm::Watchdog watchdog(0, world.rank(), std::make_shared<comm::Activity>());
@@ -59,14 +61,47 @@ Trained train_on(const comm::Group& world, const train::RunConfig& config, const
   return trained;
 }
 
-TEST(TrainerRanks, EvaluatesAndSavesWeightsThatHaveArrived) {
-  const data::TemporaryDirectory directory;
+std::filesystem::path write_tokens(const data::TemporaryDirectory& directory) {
   std::vector<int32_t> document(2000);
   for (size_t i = 0; i < document.size(); ++i) document[i] = static_cast<int32_t>(i * i % 31);
   data::write_documents(directory / "tokens", {document}, 32);
+  return directory / "tokens";
+}
+
+// What rank 0 logs in a second run that goes on with the first one's checkpoint.
+std::string log_of_resume(bool frozen_before, bool frozen_now) {
+  const data::TemporaryDirectory directory;
+  const auto tokens = write_tokens(directory);
   run_ranks(2, [&](const comm::Group& world) {
-    const auto waiting = train_on(world, run_config(directory / "tokens", false), directory / "waiting");
-    const auto overlapped = train_on(world, run_config(directory / "tokens", true), directory / "overlapped");
+    for (const bool again : {false, true}) {
+      auto config = run_config(tokens, false);
+      config.moe.router.frozen = again ? frozen_now : frozen_before;
+      config.train.steps = again ? 4 : 2;
+      const auto log = make_log(1);  // no console
+      if (again) add_log_file(*log, directory / "logs", world.rank());
+      train_on(world, config, directory / "run", log);
+      log->flush();
+    }
+  });
+  std::ifstream file(std::filesystem::path(directory / "logs") / "rank-00000.log");
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+TEST(TrainerRanks, SayThatARouterWhichWasFrozenBeginsToLearn) {
+  const std::string note = "the router begins to learn";
+  EXPECT_NE(log_of_resume(true, false).find(note), std::string::npos);
+  EXPECT_EQ(log_of_resume(true, true).find(note), std::string::npos);
+  const std::string other = log_of_resume(false, true);
+  EXPECT_EQ(other.find(note), std::string::npos);
+  EXPECT_NE(other.find("moe.router.frozen"), std::string::npos) << "what changed is said in any case";
+}
+
+TEST(TrainerRanks, EvaluatesAndSavesWeightsThatHaveArrived) {
+  const data::TemporaryDirectory directory;
+  const auto tokens = write_tokens(directory);
+  run_ranks(2, [&](const comm::Group& world) {
+    const auto waiting = train_on(world, run_config(tokens, false), directory / "waiting");
+    const auto overlapped = train_on(world, run_config(tokens, true), directory / "overlapped");
     EXPECT_EQ(waiting.evaluations.size(), 1u);
     EXPECT_EQ(overlapped.evaluations, waiting.evaluations);
     EXPECT_EQ(overlapped.digest, waiting.digest);

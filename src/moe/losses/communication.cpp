@@ -41,7 +41,8 @@ AuxiliaryLoss::Row communication_loss() {
           .equation = "coef * sum_D D/(M T) tokens_D sum_{e in D}(P_e)",
           .make = [](const BalanceLoss& config) -> std::unique_ptr<AuxiliaryLoss> {
             return std::make_unique<CommunicationLoss>(config);
-          }};
+          },
+          .keys = {"coef", "devices", "max_devices"}};
 }
 
 }  // namespace conclave::moe

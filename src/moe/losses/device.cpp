@@ -39,7 +39,8 @@ AuxiliaryLoss::Row device_loss() {
           .equation = "coef * sum_D mean_{e in D}(f_e) sum_{e in D}(P_e)",
           .make = [](const BalanceLoss& config) -> std::unique_ptr<AuxiliaryLoss> {
             return std::make_unique<DeviceLoss>(config);
-          }};
+          },
+          .keys = {"coef", "devices"}};
 }
 
 }  // namespace conclave::moe

@@ -100,7 +100,8 @@ AuxiliaryLoss::Row l1_loss() {
           .equation = "lambda / (L T) sum f_e R_e; lambda *= rate^sign(S* - S)",
           .make = [](const BalanceLoss& config) -> std::unique_ptr<AuxiliaryLoss> {
             return std::make_unique<L1Loss>(config);
-          }};
+          },
+          .keys = {}};
 }
 
 }  // namespace conclave::moe

@@ -86,12 +86,16 @@ std::vector<double> SwitchLoss::shares(const LossView& view, int layer, int64_t 
   }
   const bool per_choice = config_.convention == Convention::kMegatron || config_.convention == Convention::kDeepseek ||
                           (config_.convention == Convention::kDeepspeed && own.top_k > 2);
+  const auto home = counts.end() - own.home.count;
+  if (own.home.pooled && own.home.count > 0)
+    std::fill(home, counts.end(), std::accumulate(home, counts.end(), 0.0) / static_cast<double>(own.home.count));
   // All choices; of counts that are shares of a last step there are k, of others as many as tokens made.
   const double choices = config_.level == Level::kGlobal ? static_cast<double>(own.top_k)
                                                          : std::accumulate(counts.begin(), counts.end(), 0.0);
   const double over = per_choice ? choices : counted;
   std::vector<double> a(own.experts, 0.0);
   for (int64_t e = 0; e < own.experts && over > 0; ++e) a[e] = static_cast<double>(own.experts) * counts[e] / over;
+  for (int64_t e = own.experts - own.home.count; e < own.experts; ++e) a[e] *= own.home.balance;
   return a;
 }
 
@@ -156,7 +160,8 @@ AuxiliaryLoss::Row switch_loss() {
           .equation = "coef * sum_e a_e P_e, a_e = E c_e / sum c",
           .make = [](const BalanceLoss& config) -> std::unique_ptr<AuxiliaryLoss> {
             return std::make_unique<SwitchLoss>(config);
-          }};
+          },
+          .keys = {"coef", "level", "convention", "scope"}};
 }
 
 }  // namespace conclave::moe

@@ -65,12 +65,13 @@ std::unique_ptr<Router> make(const RouterConfig& config, const RouteShape&) {
 }  // namespace
 
 Router::Row relu_router() {
-  return {{.type = "relu",
-           .what = "every expert with a positive logit",
-           .source = "Wang et al. 2024, arXiv 2412.14711",
-           .equation = "w = ReLU(x W), S = {e: w_e > 0}",
-           .exports = "needs code: ReLU gate"},
-          make};
+  return {.info = {.type = "relu",
+                   .what = "every expert with a positive logit",
+                   .source = "Wang et al. 2024, arXiv 2412.14711",
+                   .equation = "w = ReLU(x W), S = {e: w_e > 0}",
+                   .exports = "needs code: ReLU gate"},
+          .make = make,
+          .many_picks = true};
 }
 
 }  // namespace conclave::moe
