@@ -10,6 +10,7 @@
 
 #include "app/bench_dispatch.h"
 #include "app/bench_layer.h"
+#include "app/bench_memory.h"
 #include "app/bench_overlap.h"
 #include "app/bench_scaling.h"
 #include "app/bench_step.h"
@@ -108,6 +109,13 @@ int bench_layer_in(comm::World& world, const BenchOptions& options) {
   });
 }
 
+int bench_memory(const BenchOptions& options) {
+  const auto bench = measure_memory(load_without_data(options.config, 1));
+  fmt::print("{}: {}", options.config.file, memory_report(bench));
+  if (!options.json.empty()) write_text(options.json, to_json(bench).dump(2));
+  return 0;
+}
+
 int bench_dispatch_in(comm::World& world, const BenchOptions& options) {
   if (options.exchanges >= 0) {
     run_exchanges(world, options.dispatch, options.exchanges);
@@ -184,6 +192,14 @@ void add_layer(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, st
       return comm::run_world([&](comm::World& world) { return bench_layer_in(world, *options); });
     };
   });
+}
+
+void add_memory(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std::function<int()>& run) {
+  auto* command = bench.add_subcommand("memory", "what one MoE layer holds for its backward, beside the least");
+  add_config_options(*command, options->config);
+  command->add_option("--json", options->json, "write the figures to this file as well");
+  command->footer("Example: conclave bench memory configs/presets/small-mixtral.yaml --set train.micro_batch_size=8");
+  command->callback([options, &run] { run = [options] { return bench_memory(*options); }; });
 }
 
 void add_dispatch(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std::function<int()>& run) {
@@ -263,6 +279,7 @@ void add_bench_command(CLI::App& app, std::function<int()>& run) {
   add_gemm(*command, options, run);
   add_step(*command, options, run);
   add_layer(*command, options, run);
+  add_memory(*command, options, run);
   add_dispatch(*command, options, run);
   add_overlap(*command, options, run);
   add_scaling(*command, options, run);
