@@ -20,6 +20,10 @@ int64_t query_width(const ModelShape& shape) { return shape.heads * shape.head_d
 int64_t key_width(const ModelShape& shape) { return shape.kv_heads * shape.head_dim; }
 int64_t swiglu(const ModelShape& shape, int64_t width) { return kMatrices * shape.hidden * width; }
 int64_t projections(const ModelShape& shape) { return 2 * shape.hidden * (query_width(shape) + key_width(shape)); }
+// So much of each expert that a token is planned to use.
+int64_t planned(const LayerShape& layer, int64_t of_expert) {
+  return std::llround(layer.mean_picks * static_cast<double>(of_expert));
+}
 int64_t router(const ModelShape& shape, const LayerShape& layer) {
   const int64_t inputs = (layer.router_context ? 2 : 1) * shape.hidden;
   return inputs * layer.router_columns + shape.hidden * (layer.shared_gate + 2 * layer.branch_gate);
@@ -52,7 +56,7 @@ LayerParameters layer_parameters(const ModelShape& shape, const LayerShape& laye
                         .router = 0,
                         .shared = swiglu(shape, layer.shared_width + layer.fallback_width),
                         .experts = layer.num_experts * swiglu(shape, layer.expert_width),
-                        .active_experts = layer.top_k * swiglu(shape, layer.expert_width)};
+                        .active_experts = planned(layer, swiglu(shape, layer.expert_width))};
   if (counter == Counter::kPaper) return count;
   if (shape.qkv_bias) count.attention += query_width(shape) + 2 * key_width(shape);
   count.norms = norms(shape, layer);
@@ -163,7 +167,7 @@ FlopCount count_flops(const ModelShape& shape, Counter counter, int64_t sequence
     flops.ffn += 2 * swiglu(shape, layer.ffn_width);
     flops.router += counter == Counter::kExact ? 2 * router(shape, layer) : 0;
     flops.shared += 2 * swiglu(shape, layer.shared_width + layer.fallback_width);
-    flops.experts += std::llround(layer.mean_picks * static_cast<double>(2 * swiglu(shape, layer.expert_width)));
+    flops.experts += planned(layer, 2 * swiglu(shape, layer.expert_width));
   }
   flops.head = 2 * shape.vocab * shape.hidden;
   return flops;

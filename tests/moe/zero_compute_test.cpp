@@ -101,14 +101,15 @@ TEST(ZeroCompute, ComputingExpertsHaveTheCapacityOfTheirShare) {
 }
 
 TEST(ZeroCompute, PlannedFlopsAreThoseOfAnEvenLoad) {
-  // Three of six computing experts and three others at τ = 3/4: of each four tokens of a computing expert the others
-  // have three... and 3 · 6 · 0.75 / (0.75 · 6 + 3) = 1.8 of the three picks compute.
+  // Under an even load at τ = 3/4, 3 · 0.75 · 6 / (0.75 · 6 + 3) = 1.8 of three picks compute.
   model::ModelConfig model{.vocab_size = 32, .hidden_size = 16, .num_layers = 1, .num_attention_heads = 4};
   MoeConfig config = config_of({.zero = 1, .copy = 1, .constant = 1});
   config.num_experts = int64_t{6}, config.top_k = 3, config.expert_hidden_size = 40;
   const auto shape = model::model_shape(model, config);
   EXPECT_NEAR(shape.layers[0].mean_picks, 1.8, 1e-12);
   EXPECT_EQ(model::count_flops(shape, model::Counter::kExact, 8).experts, std::llround(1.8 * 2 * 3 * 16 * 40));
+  EXPECT_EQ(model::count_parameters(shape, model::Counter::kExact).layers[0].active_experts,
+            std::llround(1.8 * 3 * 16 * 40));
   EXPECT_EQ(shape.layers[0].router_columns, 6 + 3 + 2);
   // The capacity at factor 1 of six experts is as many pairs.
   const auto C = expert_capacity({.factor = 1.0, .min = 1}, true, 1000, 3,
