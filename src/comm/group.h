@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A group of ranks: a value with rank, size and split. A group of one is the identity, so callers never ask whether the
 // run is distributed. Groups move bytes; they know no tensors. Every verb is collective: all ranks of the group call it
-// in the same order. Ranks are threads of one process, MPI processes or (later) NCCL peers; see world.h.
+// in the same order. Ranks are threads of one process or MPI processes, with a GPU each for NCCL or none; see world.h.
 #pragma once
 
 #include <cstddef>
