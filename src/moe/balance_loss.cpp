@@ -55,7 +55,8 @@ const AuxiliaryLoss::Row& AuxiliaryLoss::row(LossType type) {
 }
 
 Tensor& logits_gradient(const Choice& choice, ChoiceGradients& gradients) {
-  if (!gradients.logits_TE.defined()) gradients.logits_TE = at::zeros_like(choice.logits_TE);
+  if (!gradients.logits_TE.defined())
+    gradients.logits_TE = at::zeros_like(choice.probs_TE.defined() ? choice.probs_TE : choice.logits_TE);
   return gradients.logits_TE;
 }
 

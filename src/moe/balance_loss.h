@@ -37,6 +37,8 @@ class AuxiliaryLoss {
   virtual double value(const LossView& view, int layer) const = 0;
   // `experts` of each MoE layer.
   virtual void declare(std::span<const int64_t>, ModelState&) const {}
+  // Whether add_gradient reads logits_TE of a choice.
+  virtual bool reads_logits() const { return false; }
   // Once after each update, with the figures of the whole global batch for each layer.
   virtual void end_step(std::span<const StepTotals>, ModelState&) const {}
   // What a loss with a coefficient of its own multiplies by now.

@@ -3,6 +3,7 @@
 
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <numeric>
 
 namespace conclave::moe {
@@ -16,6 +17,10 @@ void Balancer::declare(std::span<const int64_t> experts, ModelState& state) cons
   for (size_t l = 0; l < experts.size() && config_.bias.update_rate > 0; ++l)
     state.layers[l].declare("bias", at::zeros({experts[l]}));
   for (const auto& loss : losses_) loss->declare(experts, state);
+}
+
+bool Balancer::reads_logits() const {
+  return std::any_of(losses_.begin(), losses_.end(), [](const auto& loss) { return loss->reads_logits(); });
 }
 
 void Balancer::add_gradient(const LossView& view, int layer, ChoiceGradients& gradients) const {

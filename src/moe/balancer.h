@@ -19,6 +19,8 @@ class Balancer {
   void declare(std::span<const int64_t> experts, ModelState& state) const;
   // Adds the gradient of every loss with respect to the choice of `layer`.
   void add_gradient(const LossView& view, int layer, ChoiceGradients& gradients) const;
+  // Whether any of them reads logits_TE of a choice in backward.
+  bool reads_logits() const;
   // Of loss `index`, without its coefficient.
   double value(const LossView& view, int index, int layer) const { return losses_[index]->value(view, layer); }
   // Once per optimizer step, with the choices of the whole global batch.

@@ -64,7 +64,7 @@ void Gate::weigh_as(Choice& choice) const {
 }
 
 Tensor Gate::backward(const Choice& choice, const Tensor& dweights_C) const {
-  Tensor dlogits = at::zeros_like(choice.logits_TE);
+  Tensor dlogits = at::zeros_like(choice.probs_TE);
   by_dtype(dlogits, [&](auto zero) { differentiate<decltype(zero)>(choice, dweights_C, dlogits); });
   return dlogits;
 }

@@ -176,6 +176,9 @@ void RouteStage::forward(nn::Frame& frame) {
   settle(decision, keep, in);
   frame.value(slots_.weights) = pair_weights(decision, frame.training());
   set_home(frame, decision);
+  // With many narrow experts they are a large part of what a layer keeps.
+  if (frame.training() && !balancer_.reads_logits() && !form(in.moment.step).router->backward_reads_logits())
+    decision.choice.scores_TS = decision.choice.logits_TE = Tensor();
   frame.object(slots_.decision) = std::move(decision);
   if (!frame.training()) frame.forget(index());
 }

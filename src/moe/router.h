@@ -52,6 +52,9 @@ class Router {
   // d scores; selection has no gradient (methods.md 0.2). Undefined for a router without blocks.
   virtual Tensor backward(const Choice& choice, const ChoiceGradients& gradients) const = 0;
 
+  // Whether backward reads scores_TS or logits_TE of the choice; probs_TE it may read in any case.
+  virtual bool backward_reads_logits() const { return true; }
+
   // What the layer computes for it from the tokens.
   virtual std::vector<ScoreBlock> blocks(const RouteShape& shape) const { return {{"router", shape.experts, {}}}; }
   virtual void declare(const RouteShape&, MethodState&) const {}

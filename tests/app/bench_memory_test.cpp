@@ -28,6 +28,21 @@ train::RunConfig memory_config() {
   return config;
 }
 
+// As many numbers of the router for each token as a narrow expert has columns.
+TEST(BenchMemory, HoldsLittleMoreThanTheLeastWithManyNarrowExperts) {
+  if (!test::allocator_counts()) GTEST_SKIP() << "a sanitizer's allocator does not count";
+  at::set_num_threads(1);
+  train::RunConfig config = memory_config();
+  config.model.hidden_size = 256;
+  config.moe.num_experts = int64_t{64};
+  config.moe.top_k = 8;
+  config.moe.expert_hidden_size = 128;
+  train::resolve(config, 1);
+  const MemoryBench bench = measure_memory(config);
+  EXPECT_EQ(bench.tokens, 2048);
+  EXPECT_LE(bench.held(bench.levels[0]), 1.10);
+}
+
 TEST(BenchMemory, HoldsLittleMoreThanTheLeastAndLessWithRecomputation) {
   if (!test::allocator_counts()) GTEST_SKIP() << "a sanitizer's allocator does not count";
   at::set_num_threads(1);

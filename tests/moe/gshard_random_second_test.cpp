@@ -91,7 +91,7 @@ TEST(Jitter, ChangesWhatTheRouterSeesInTrainingAndNothingElse) {
   const auto without = MoeLayer(plain, size, at::kDouble).run(batch, x, dy);
   const auto with = MoeLayer(jittered, size, at::kDouble).run(batch, x, dy);
   kernels::expect_same_bits(with.rows, without.rows, "what experts see");
-  const Tensor ratio = with.decision.choice.logits_TE - without.decision.choice.logits_TE;
+  const Tensor ratio = with.decision.choice.probs_TE - without.decision.choice.probs_TE;
   EXPECT_GT(ratio.abs().max().item<double>(), 1e-3);
   kernels::expect_same_bits(MoeLayer(jittered, size, at::kDouble).run(batch, x, {}).y,
                             MoeLayer(plain, size, at::kDouble).run(batch, x, {}).y, "an evaluation");

@@ -155,10 +155,6 @@ const std::vector<BadConfig> kUnbuilt = {
      "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init: mup}\n" +
          std::string(kData),
      "1:86", "not built yet: 'mup'"},
-    {"InitFrom",
-     "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init_from: no/such/run}\n" +
-         std::string(kData),
-     "1:91", "no run or checkpoint"},
     {"InitFromNothing",
      "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init_from: []}\n" +
          std::string(kData),

@@ -22,6 +22,8 @@ class LoadLoss : public AuxiliaryLoss {
  public:
   explicit LoadLoss(const BalanceLoss& config) : coef_(config.coef) {}
   void add_gradient(const LossView& view, int layer, ChoiceGradients& gradients) const override;
+  bool reads_logits() const override { return true; }
+
   double value(const LossView& view, int layer) const override {
     return squared_variation(load(*view.layers[layer], view.batch)).value;
   }

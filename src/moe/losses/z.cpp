@@ -35,6 +35,8 @@ class ZLoss : public AuxiliaryLoss {
     });
   }
 
+  bool reads_logits() const override { return true; }
+
   double value(const LossView& view, int layer) const override {
     const RouterStatistics& s = view.layers[layer]->statistics;
     return s.tokens() > 0 ? s.lse_squared / static_cast<double>(s.tokens()) : 0.0;

@@ -35,6 +35,7 @@ class TopKRouter : public Router {
   Tensor backward(const Choice& choice, const ChoiceGradients& gradients) const override {
     return plus(gate_.backward(choice, gradients.weights_C), gradients.logits_TE);
   }
+  bool backward_reads_logits() const override { return false; }
 
  private:
   void decline_seconds(Choice& choice, const RouteInput& in) const {
