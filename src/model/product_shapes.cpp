@@ -31,7 +31,7 @@ std::vector<NamedProduct> product_shapes(const ModelShape& shape) {
     if (layer.shared_width > 0) add_feed_forward("shared expert", shape.hidden, layer.shared_width, 1, products);
     if (!layer.moe) continue;
     if (layer.fallback_width > 0) add_feed_forward("fallback", shape.hidden, layer.fallback_width, 1, products);
-    const double share = static_cast<double>(layer.top_k) / static_cast<double>(layer.num_experts);
+    const double share = layer.mean_picks / static_cast<double>(layer.num_experts);
     add_feed_forward("expert", shape.hidden, layer.expert_width, share, products);
     add(products,
         {"router", {layer.router_context ? 2 * shape.hidden : shape.hidden, layer.num_experts + layer.home_experts}});

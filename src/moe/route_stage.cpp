@@ -215,8 +215,11 @@ Tensor RouteStage::input_gradient(nn::Frame& frame, const Tensor& dscores_TS) co
   const auto own = [&](const Tensor& rows) { return rows.narrow(0, decision.first_token, decision.routing.tokens); };
   saved.dscores_TS = own(dscores_TS);
   if (!context_) return scorer_.backward_input(saved.dscores_TS, scorer_input(frame));
-  // Contexts of later tokens read this rank's, whoever has those tokens.
-  const Tensor all = scorer_.backward_input(dscores_TS, scorer_input(frame));
+  // Contexts of later tokens read this rank's, whoever has those tokens: each rank knows the gradients of its own
+  // alone.
+  const Tensor all_scores =
+      tp_.size() > 1 ? nn::move_tokens(nn::TokenMove::kGather, saved.dscores_TS.contiguous(), tp_) : dscores_TS;
+  const Tensor all = scorer_.backward_input(all_scores, scorer_input(frame));
   const int64_t D = all.size(1) / 2;
   saved.dcontext_TD = context_->through_time(all.narrow(1, D, D).contiguous(), frame.batch());
   return own(all.narrow(1, 0, D)) + context_->backward_input(own(saved.dcontext_TD));

@@ -17,7 +17,6 @@ class WeightedSum : public Stage {
   std::vector<Slot> inputs() const override;
   std::vector<Slot> outputs() const override { return {output_}; }
   bool backward_reads_inputs() const override { return false; }
-  Redo redo() const override { return Redo::kFull; }
   void forward(Frame& frame) override;
   void backward_input(Frame& frame) override;
 

@@ -41,6 +41,9 @@ class Rules {
   LoadOptions options_;
 };
 
+// Experts of a token in the step that has the fewest, after granularity.
+int64_t least_top_k(const moe::MoeConfig& moe);
+
 // Values derived from others where they are not given. Leaves a value out where its rule is broken.
 void fill_model(RunConfig& config);
 // parallel.dp from `world_size`, or the least that fits when 0.

@@ -8,6 +8,7 @@
 
 #include "checkpoint/agreement.h"
 #include "checkpoint/resume.h"
+#include "config/json.h"
 #include "core/error.h"
 #include "model/model_shape.h"
 #include "train/run_state.h"
@@ -49,10 +50,13 @@ std::vector<Resumed> open_runs(const RunConfig& config, const comm::Group& world
 }
 
 // What a token's weights add up to, where that does not depend on the token.
-std::optional<double> weight_sum(const moe::RouterConfig& router) {
+std::optional<double> weight_sum(const moe::MoeConfig& moe) {
+  const moe::RouterConfig& router = moe.router;
   const bool over_picks = !router.score_before_topk && router.score == moe::Score::kSoftmax;
-  if (router.type == "hash") return router.routed_scaling_factor;
+  const bool sliced = moe.granularity > 1;  // then all slices of a copy must be chosen together
+  if (router.type == "hash" && !sliced) return router.routed_scaling_factor;
   if (router.type != "topk" || !(router.norm_topk_prob || over_picks)) return std::nullopt;
+  if (router.second != "always" || (router.top_p && sliced)) return std::nullopt;
   return router.routed_scaling_factor;
 }
 
@@ -118,7 +122,7 @@ class Planner {
     return {.copies = shape_.layers.at(layer).num_experts / moe_.granularity,
             .granularity = moe_.granularity,
             .runs = static_cast<int>(runs_.size()),
-            .weight_sum = weight_sum(moe_.router).value_or(1)};
+            .weight_sum = weight_sum(moe_).value_or(1)};
   }
 
   const std::vector<Resumed>& runs_;
@@ -138,6 +142,41 @@ void require_fit(const Plan& plan, const comm::Group& world) {
         "expert before granularity as wide as their FFN, and shared experts can only come from a run that has them.",
         list);
   });
+}
+
+// Weights that nobody takes would be a part of the function that is lost.
+void require_used(const Plan& plan, const std::vector<Resumed>& runs, const comm::Group& world) {
+  for (size_t r = 0; r < runs.size(); ++r) {
+    const auto& tensors = runs[r].manifest.tensors;
+    std::set<std::string> taken;
+    for (const auto& [entry, origin] : plan.parts) taken.insert(origin.name);
+    std::vector<int32_t> used;
+    // Of several runs each gives the experts that are its own.
+    for (const auto& tensor : tensors)
+      used.push_back(tensor.key.role != kParamRole || taken.contains(tensor.key.name) || is_router(tensor.key.name));
+    world.all_reduce(std::span<int32_t>(used), comm::Reduce::kMax);
+    const auto unused = std::find(used.begin(), used.end(), 0);
+    if (unused == used.end()) continue;
+    throw ConfigError(
+        "model.init_from: {} tensors of {} have no place in this run, the first is {}\n"
+        "  Layers, biases, experts and shared experts of this run must be those of the earlier one.",
+        std::count(used.begin(), used.end(), 0), runs[r].folder.string(), tensors[unused - used.begin()].key.name);
+  }
+}
+
+// What shapes do not tell.
+void require_same_function(const RunConfig& config, const std::vector<Resumed>& runs) {
+  const auto now = config::to_json(config.model);
+  for (const auto& run : runs) {
+    if (!run.manifest.config.model.contains("model")) continue;
+    const auto& saved = run.manifest.config.model.at("model");
+    for (const char* key :
+         {"num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta", "norm_eps", "norm_placement"}) {
+      if (!saved.contains(key) || saved.at(key) == now.at(key)) continue;
+      throw ConfigError("model.init_from: model.{} is {} in {} and {} here\n  Set it to the earlier run's value.", key,
+                        saved.at(key).dump(), run.folder.string(), now.at(key).dump());
+    }
+  }
 }
 
 // Experts are counted before granularity, so an uneven number of runs would favour some.
@@ -190,10 +229,13 @@ void scale(const Plan& plan) {
 void group_routers(const RunConfig& config, const Plan& plan, const StateDict& state) {
   const int64_t slices = config.moe.granularity;
   const std::set<std::string> drawn(plan.drawn.begin(), plan.drawn.end());
+  const auto layers = model::model_shape(config.model, config.moe).layers;
   for (const auto& entry : state) {
-    if (entry.role != kParamRole || !drawn.contains(entry.name) || entry.shape[0] % slices != 0) continue;
+    if (entry.role != kParamRole || !drawn.contains(entry.name) || !entry.name.ends_with("moe.router.weight")) continue;
+    // Rows of experts that stay at home come after the others.
+    const int64_t experts = layers.at(layer_of(entry.name).value_or(*plan.upcycled.begin())).num_experts;
     const size_t row = entry.data.size() / static_cast<size_t>(entry.shape[0]);
-    for (int64_t n = 0; n < entry.shape[0]; ++n)
+    for (int64_t n = 0; n < std::min(experts, entry.shape[0]); ++n)
       if (n % slices != 0) std::memcpy(&entry.data[n * row], &entry.data[(n - n % slices) * row], row);
   }
 }
@@ -205,7 +247,7 @@ void report(const RunConfig& config, const Plan& plan, const std::vector<Resumed
            runs.size() > 1 ? ": their mean, and FFNs as experts" : "");
   if (plan.upcycled.empty()) return;
   log.info("experts of layers {} begin as dense FFNs; routers as drawn", fmt::join(plan.upcycled, ", "));
-  if (runs.size() == 1 && !weight_sum(config.moe.router))
+  if (runs.size() == 1 && !weight_sum(config.moe))
     log.warn(
         "model.init_from: the weights of a token do not add up to a constant, so this run does not begin as the dense "
         "one; moe.router.type: topk with norm_topk_prob: true does");
@@ -216,7 +258,9 @@ void report(const RunConfig& config, const Plan& plan, const std::vector<Resumed
 void take_initial_weights(const RunConfig& config, const comm::Group& world, const StateDict& state, Log& log) {
   const auto runs = open_runs(config, world, log);
   const Plan plan = Planner(config, runs).plan(state);
+  require_same_function(config, runs);
   require_fit(plan, world);
+  require_used(plan, runs, world);
   if (!plan.upcycled.empty()) require_even(config, runs.size());
   for (size_t r = 0; r < runs.size(); ++r) read_run(plan, runs, static_cast<int>(r), world);
   scale(plan);

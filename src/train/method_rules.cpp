@@ -210,7 +210,7 @@ void check_loss(const RunConfig& config, size_t index, Rules& rules) {
     case LossType::kEntropy:
       rules.require(config.moe.router.score == moe::Score::kSoftmax, {path + ".type", "moe.router.score"},
                     "an entropy loss is of a softmax");
-      rules.require(!router.is({"sinkhorn"}) || config.moe.top_k * config.moe.granularity > 1,
+      rules.require(!router.is({"sinkhorn"}) || least_top_k(config.moe) > 1,
                     {path + ".type", "moe.router.type", "moe.top_k"},
                     "an entropy loss is of a softmax, and sinkhorn with one expert for each token scores by a sigmoid");
       return needs(!router.is({"relu", "hash"}), "an entropy loss needs a softmax");
@@ -250,7 +250,7 @@ void check_losses(const RunConfig& config, Rules& rules) {
            loss.type == LossType::kCommunication || loss.type == LossType::kEntropy;
   });
   rules.require(
-      config.moe.router.type != "noisy_topk" || config.moe.top_k * config.moe.granularity > 1 || moves_logits,
+      config.moe.router.type != "noisy_topk" || least_top_k(config.moe) > 1 || moves_logits,
       {"moe.top_k", "moe.router.type"},
       "the one weight of noisy_topk with one expert for each token is always 1, so its router learns from a load or "
       "switch loss only, and there is none");

@@ -84,9 +84,14 @@ void check_shapes(const RunConfig& config, Rules& rules) {
   const bool varies = moe.top_k.scheduled() || moe.router.top_p || (router != nullptr && router->many_picks);
   rules.require(!mean || !varies, {"moe.shared_merge", "moe.top_k", "moe.router.top_p", "moe.router.type"},
                 "a mean with the shared expert needs the same number of experts for each token in every step");
-  rules.require(!moe.fallback || moe.capacity.factor || moe.capacity.eval_factor,
-                {"moe.fallback", "moe.capacity.factor"},
-                "nothing is refused without a capacity; set moe.capacity.factor or remove this");
+  rules.require(!moe.fallback || moe.capacity.factor, {"moe.fallback", "moe.capacity.factor"},
+                "training refuses nothing without a capacity; set moe.capacity.factor or remove this");
+  const bool at_home = moe.router.type == "null_experts" || moe.router.type == "zero_compute";
+  rules.require(!mean || !at_home, {"moe.shared_merge", "moe.router.type"},
+                "a mean with the shared expert needs the same number of experts for each token, and some stay at home");
+  rules.require(moe.router.type != "zero_compute" || !moe.capacity.renormalize,
+                {"moe.capacity.renormalize", "moe.router.type"},
+                "would scale the experts that compute and not those that stay at home");
   rules.require(!moe.fallback || !moe.capacity.renormalize, {"moe.fallback", "moe.capacity.renormalize"},
                 "the fallback expert gets the weights that capacity refused, and renormalising gives them to others");
 }
@@ -180,6 +185,12 @@ void check_capacity(const RunConfig& config, Rules& rules) {
 }
 
 }  // namespace
+
+int64_t least_top_k(const moe::MoeConfig& moe) {
+  int64_t least = moe.top_k;
+  for (const moe::TopKPhase& phase : moe.top_k.phases()) least = std::min(least, phase.k);
+  return least * moe.granularity;
+}
 
 void check_model(const RunConfig& config, Rules& rules) {
   const model::ModelConfig& model = config.model;

@@ -11,7 +11,9 @@ double planned_flops(const RunConfig& config, model::Counter counter) {
   const auto step_tokens = static_cast<double>(config.train.global_batch_size * config.data.seq_len);
   double flops = 0;
   int64_t from = 0;
-  for (const auto& phase : config.moe.top_k.phases()) {
+  // The dense twin is as wide as the last number of experts in every step.
+  const std::vector<moe::TopKPhase> twin{{.k = config.moe.top_k}};
+  for (const auto& phase : config.moe.enabled ? config.moe.top_k.phases() : twin) {
     moe::MoeConfig moe = config.moe;
     moe.top_k = phase.k;
     const int64_t until = std::min(phase.until.value_or(config.train.steps), config.train.steps);

@@ -221,6 +221,13 @@ void TrainStep::update(const optim::StepSize& size) {
   wait_for_weights();
 }
 
+void TrainStep::await_weights() {
+  wait_for_weights();
+  if (!on_device()) return;
+  model_.reads().wait_for(model_.parameters().flat(false).device());
+  mesh_.world().poll();
+}
+
 double TrainStep::settle() {
   if (!on_device()) return norm_(gradient_sum(false), gradient_sum(true));
   const Tensor dense = kernels::device_slice_sums_of_squares(gradient_sum(false)),

@@ -58,6 +58,8 @@ class TrainStep {
   StepReport run(int64_t step, std::span<const Batch> batches);
   // Collective.
   void wait_for_weights() { gather_.finish(); }
+  // The same, and on a device waits until they are there, so that a gather that was broken off is met here.
+  void await_weights();
 
   int64_t updates() const { return updates_; }
   void set_updates(int64_t updates) { updates_ = updates; }

@@ -162,7 +162,7 @@ void Trainer::one_step() {
   const StepReport report = p_.step.run(step_, batches);
   ++step_;
   if (step_ % kReplicaCheckSteps == 0) {
-    p_.step.wait_for_weights();
+    p_.step.await_weights();
     check_replicas(p_.model);
   }
   metrics_->step(step_, report, {since(start), data_seconds});
@@ -178,7 +178,7 @@ void Trainer::one_step() {
 void Trainer::evaluate() {
   if (p_.validation == nullptr || evaluated_step_ == step_) return;
   p_.watchdog.beat(step_, "evaluation");
-  p_.step.wait_for_weights();
+  p_.step.await_weights();
   const Span span(&p_.step.timeline(), "evaluation", "step");
   last_evaluation_ = train::evaluate(p_.model, *p_.validation, p_.mesh, step_);
   evaluated_step_ = step_;
@@ -194,7 +194,7 @@ void Trainer::evaluate() {
 void Trainer::save() {
   if (saved_step_ == step_) return;
   p_.watchdog.beat(step_, "save");
-  p_.step.wait_for_weights();
+  p_.step.await_weights();
   check_replicas(p_.model);
   const Span span(&p_.step.timeline(), "save", "step");
   checkpoint::SaveContents contents;

@@ -105,18 +105,12 @@ void resolve_sources(Sources& sources, const std::string& path, Rules& rules) {
   }
 }
 
-// Each must be there: a run, or one of its checkpoints.
+// Whether they are there matters to a run that begins, and it looks itself.
 void resolve_init_from(config::TextOrList& init_from, Rules& rules) {
-  const auto resolve_one = [&](std::string& where, const std::string& key) {
-    make_absolute(where, key, rules);
-    std::error_code error;
-    rules.require(!rules.options().check_files || std::filesystem::is_directory(where, error), {key},
-                  fmt::format("no run or checkpoint {}; correct the path, or train that run first", where));
-  };
-  if (auto* one = std::get_if<std::string>(&init_from)) return resolve_one(*one, "model.init_from");
+  if (auto* one = std::get_if<std::string>(&init_from)) return make_absolute(*one, "model.init_from", rules);
   auto& list = std::get<std::vector<std::string>>(init_from);
   rules.require(!list.empty(), {"model.init_from"}, "names no run; give one, a list of them, or null");
-  for (size_t i = 0; i < list.size(); ++i) resolve_one(list[i], fmt::format("model.init_from[{}]", i));
+  for (size_t i = 0; i < list.size(); ++i) make_absolute(list[i], fmt::format("model.init_from[{}]", i), rules);
 }
 
 }  // namespace

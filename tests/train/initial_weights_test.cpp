@@ -200,6 +200,8 @@ TEST(InitialWeights, ThatDoNotFitAreRefusedWithTheirSizes) {
               HasSubstr("layers.0.ffn.gate.weight is [24, 32] there"));
   EXPECT_THAT(refusal(model_case([](auto& config) { config.moe.num_shared_experts = 1; }), from),
               HasSubstr("shared experts can only come from a run that has them"));
+  EXPECT_THAT(refusal(model_case([](auto& config) { config.model.num_layers = 1; }), from),
+              HasSubstr("have no place in this run, the first is layers.1."));
   EXPECT_THAT(refusal(model_case([](auto& config) { config.moe.num_experts = int64_t{5}; }),
                       std::vector<std::string>{from, from}),
               HasSubstr("2 runs cannot give layer 0 equally many of its 5 experts"));

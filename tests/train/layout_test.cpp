@@ -110,6 +110,20 @@ TEST_P(RouterLayoutRanks, TensorParallelRanksDecideTogether) {
   });
 }
 
+// One sequence over both ranks: what a token learns from the contexts of later ones comes from the other rank.
+TEST(RouterContextRanks, ASequenceMayLieOnTwoRanks) {
+  const LayoutCase context{.name = "Context", .change = [](auto& config) {
+                             config.moe.router.context = true;
+                             config.moe.balance = {};
+                             config.train.micro_batch_size = 1;
+                           }};
+  const auto alone = run_layout({}, {}, context, kFast);
+  run_ranks(2, [&](const comm::Group& world) {
+    for (const bool sequence_parallel : {true, false})
+      expect_close(run_layout(world, {.tp = 2, .sequence_parallel = sequence_parallel}, context, kFast), alone);
+  });
+}
+
 TEST_P(RouterLayoutRanks, AStateThatWasSavedGoesOnWithTheSameBits) {
   RankRun whole({}, {}, GetParam(), kCanonical), before({}, {}, GetParam(), kCanonical),
       after({}, {}, GetParam(), kCanonical);

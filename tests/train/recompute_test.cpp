@@ -64,9 +64,19 @@ TEST(RecomputeRanks, WhatStandsBesideTheExpertsIsMadeAgainToo) {
   constexpr auto kCanonical = parallel::Reduction::kCanonical;
   for (const bool gate : {true, false}) {
     const auto kept = run_layout({}, {}, beside(model::Recompute::kNone, gate), kCanonical);
-    for (const auto recompute : {model::Recompute::kSelective, model::Recompute::kFull})
+    for (const auto recompute :
+         {model::Recompute::kSelective, model::Recompute::kAttention, model::Recompute::kFfn, model::Recompute::kFull})
       expect_same(run_layout({}, {}, beside(recompute, gate), kCanonical), kept);
   }
+  const auto generalist = [](model::Recompute recompute) {
+    return LayoutCase{.name = "Generalist", .change = [=](train::RunConfig& config) {
+                        config.memory.recompute = recompute;
+                        config.moe.shared_merge = "mean";
+                      }};
+  };
+  const auto kept = run_layout({}, {}, generalist(model::Recompute::kNone), kCanonical);
+  for (const auto recompute : {model::Recompute::kFfn, model::Recompute::kFull})
+    expect_same(run_layout({}, {}, generalist(recompute), kCanonical), kept);
 }
 
 }  // namespace

@@ -136,9 +136,6 @@ TEST_F(RunConfigTest, FilesAreLookedForOnlyWhenAsked) {
   EXPECT_THAT(config_error([&] { load("", {.check_files = true}); }), HasSubstr("a.idx; make it with"));
   files_.write("a.idx", "");
   EXPECT_NO_THROW(load("", {.check_files = true}));
-  const Override missing{Override::Kind::kSet, "model.init_from=runs/none"};
-  EXPECT_THAT(config_error([&] { load("", {.check_files = true}, {missing}); }),
-              HasSubstr("model.init_from: no run or checkpoint "));
 }
 
 TEST_F(RunConfigTest, ConfigurationsMadeInCodeObeyTheSameRules) {

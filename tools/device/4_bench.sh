@@ -31,16 +31,14 @@ for model in small-mixtral small-fine; do
   for dtype in fp32 bf16; do
     name="step_${model}_$dtype"
     program conclave
-    LOG="$name" limited "${PROGRAM[@]}" bench step "configs/presets/$model.yaml" --warmup 5 --steps 20 --json "$WORK/$name.json" \
+    LOG="$name" SHARE=60 limited "${PROGRAM[@]}" bench step "configs/presets/$model.yaml" --warmup 5 --steps 20 --json "$WORK/$name.json" \
       --set train.device=cuda --set train.precision="$dtype"
     keep "$name" "$WORK/$name.json"
     [[ -n "${PEER:-}" ]] || continue
     [[ $dtype == fp32 ]] && words=float32 || words=bfloat16
-    LOG="peer_$name" limited python3 "$PEER" --model "$model" --dtype "$words" --device cuda --steps 20 --warmup 5
-    if [[ $STATUS -eq 0 ]]; then
-      tail -n 1 "$WORK/peer_$name.log" >"$WORK/peer_$name.json"
-      fields+=("peer_$name=@$WORK/peer_$name.json")
-    fi
+    LOG="peer_$name" SHARE=60 limited python3 "$PEER" --model "$model" --dtype "$words" --device cuda --steps 20 --warmup 5
+    [[ ! -f "$WORK/peer_$name.log" ]] || tail -n 1 "$WORK/peer_$name.log" >"$WORK/peer_$name.json"
+    keep "peer_$name" "$WORK/peer_$name.json"
   done
 done
 record bench status="$result" seconds="$SECONDS" "${fields[@]}"

@@ -10,6 +10,7 @@ readonly SCRIPT="tools/device/$(basename "$0")"
 readonly SECONDS_TO_USE=560
 OUT="${OUT:-out}"
 WORK=$(mktemp -d)
+export WORK
 readonly WORK
 readonly LOG_BYTES=200000 # of each log that comes back
 
@@ -80,8 +81,13 @@ limited() {
   local left=$((SECONDS_TO_USE - SECONDS))
   if [[ -n "${SHARE:-}" && $SHARE -lt $left ]]; then left=$SHARE; fi
   STATUS=0
-  ((left > 5)) || fail 1 "no time is left for: $*"
+  if ((left <= 5)); then
+    printf '%s: no time is left for: %s\n' "$SCRIPT" "$*" >&2
+    STATUS=124
+    return 0
+  fi
   printf '+ %s\n' "$*"
+  printf '%s\n' "$*" >>"$WORK/commands"
   timeout --signal=INT --kill-after=10 "$left" "$@" >"$WORK/$LOG.log" 2>&1 || STATUS=$?
   tail -n 3 "$WORK/$LOG.log"
   [[ $STATUS -eq 0 ]] || printf '%s: exit code %s; see %s in %s\n' "$SCRIPT" "$STATUS" "$LOG" "$OUT/device.log" >&2

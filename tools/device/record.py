@@ -44,6 +44,11 @@ def main():
     gpus = answer_of("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
     record = {"name": name, "date": time.strftime("%Y-%m-%d", time.gmtime()), "commit": commit(),
               "gpus": gpus.splitlines() if gpus else []}
+    record["load"] = os.getloadavg()
+    commands = os.path.join(os.environ.get("WORK", ""), "commands")
+    if os.path.exists(commands):
+        with open(commands) as file:
+            record["commands"] = file.read().splitlines()
     try:
         record.update((key, value_of(value)) for key, value in (pair.split("=", 1) for pair in sys.argv[3:]))
     except (OSError, ValueError) as error:
