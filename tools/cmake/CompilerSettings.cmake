@@ -13,6 +13,11 @@ target_compile_options(conclave_flags INTERFACE $<$<COMPILE_LANGUAGE:C,CXX>:
   -ffp-contract=off>)
 target_include_directories(conclave_flags INTERFACE "${PROJECT_SOURCE_DIR}/src")
 
+# Debian 12's linker (2.40) begins the part to be protected after relocation at a thread-local's place, which may lie on a
+# page that is not mapped; ATen's headers bring a thread-local of one byte. Such a program does not start: "cannot apply
+# additional memory protection after relocation". It depends on nothing but sizes, so any change may hit it.
+target_link_options(conclave_flags INTERFACE -Wl,-z,norelro)
+
 find_program(MOLD_PROGRAM mold)
 if(MOLD_PROGRAM)
   target_link_options(conclave_flags INTERFACE -fuse-ld=mold)
