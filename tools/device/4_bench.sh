@@ -3,8 +3,8 @@
 # One MoE layer and the training step, the step beside a peer's.
 # shellcheck source=tools/device/common.sh
 source "$(dirname "$0")/common.sh"
-usage_if_asked "Measures on the GPU: one MoE layer in bf16 in four shapes that are published for others, and the training step of two small models in
-fp32 and bf16. With PEER=/path/to/hf_step.py (a script that takes --model, --dtype, --device and prints a line of JSON) the same models
+usage_if_asked "Measures on the GPU: one MoE layer in bf16 in four shapes that are published for others, and the training step of four
+models, OLMoE's dimensions with 8 layers the largest. With PEER=/path/to/hf_step.py (a script that takes --model, --dtype, --device and prints a line of JSON) the same models
 through it, in the same minutes." "$@"
 need_gpus 1
 
@@ -27,19 +27,25 @@ layer t32768_d4096_n256_e256_k16 32768 4096 256 256 16
 layer t24576_d1536_n256_e128_k8 24576 1536 256 128 8
 layer t24576_d1536_n1024_e32_k2 24576 1536 1024 32 2
 
-for model in small-mixtral small-fine; do
-  for dtype in fp32 bf16; do
-    name="step_${model}_$dtype"
-    program conclave
-    LOG="$name" SHARE=60 limited "${PROGRAM[@]}" bench step "configs/presets/$model.yaml" --warmup 5 --steps 20 --json "$WORK/$name.json" \
-      --set train.device=cuda --set train.precision="$dtype"
-    keep "$name" "$WORK/$name.json"
-    [[ -n "${PEER:-}" ]] || continue
-    [[ $dtype == fp32 ]] && words=float32 || words=bfloat16
-    LOG="peer_$name" SHARE=60 limited python3 "$PEER" --model "$model" --dtype "$words" --device cuda --steps 20 --warmup 5
-    [[ ! -f "$WORK/peer_$name.log" ]] || tail -n 1 "$WORK/peer_$name.log" >"$WORK/peer_$name.json"
-    keep "peer_$name" "$WORK/peer_$name.json"
-  done
+# step MODEL CONFIG DTYPE: the training step, and with PEER the same model through it.
+step() {
+  local name="step_$1_$3" words=float32
+  program conclave
+  LOG="$name" SHARE=60 limited "${PROGRAM[@]}" bench step "$2" --warmup 5 --steps 20 --json "$WORK/$name.json" \
+    --set train.device=cuda --set train.precision="$3" --set parallel.reduction=fast
+  keep "$name" "$WORK/$name.json"
+  [[ -n "${PEER:-}" ]] || return 0
+  [[ "$3" == fp32 ]] || words=bfloat16
+  LOG="peer_$name" SHARE=60 limited python3 "$PEER" --model "${4:-$1}" --dtype "$words" --device cuda --steps 20 --warmup 5
+  [[ ! -f "$WORK/peer_$name.log" ]] || tail -n 1 "$WORK/peer_$name.log" >"$WORK/peer_$name.json"
+  keep "peer_$name" "$WORK/peer_$name.json"
+}
+# Those that fill a GPU first, should time run out.
+step olmoe-8l configs/bench/olmoe-8l.yaml bf16 gpu-olmoe-8l
+step remoe-182m configs/bench/remoe-182m.yaml bf16
+for dtype in fp32 bf16; do
+  step small-mixtral configs/presets/small-mixtral.yaml "$dtype"
+  step small-fine configs/presets/small-fine.yaml "$dtype"
 done
 record bench status="$result" seconds="$SECONDS" "${fields[@]}"
 exit "$result"
