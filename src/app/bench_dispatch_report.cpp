@@ -6,14 +6,10 @@
 #include <nlohmann/json.hpp>
 
 #include "app/bench_dispatch.h"
+#include "app/bench_numbers.h"
 
 namespace conclave::app {
 namespace {
-
-double median_of(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 std::vector<double> totals(const DispatchTimes& times) {
   std::vector<double> sums;
@@ -31,7 +27,7 @@ struct Ratio {
 };
 
 Ratio ratio_of(const DispatchTimes& naive, const DispatchTimes& ours) {
-  return {median_of(totals(naive)) / median_of(totals(ours)), best_of(naive) / best_of(ours)};
+  return {median(totals(naive)) / median(totals(ours)), best_of(naive) / best_of(ours)};
 }
 
 std::map<std::string, Ratio> geometric_means(const DispatchBench& bench) {
@@ -62,8 +58,8 @@ std::string dispatch_report(const DispatchBench& bench) {
     const auto line = [&](const std::string& name, const DispatchTimes& times, bool is_ours) {
       const Ratio ratio = ratio_of(result.naive, times);
       text += fmt::format("{:>7} {:>6} {:>3}  {:<13} {:>9.3f} {:>9.3f} {:>9.3f}", result.shape.tokens,
-                          result.shape.width, result.shape.top_k, name, 1e3 * median_of(times.dispatch),
-                          1e3 * median_of(times.combine), 1e3 * median_of(totals(times)));
+                          result.shape.width, result.shape.top_k, name, 1e3 * median(times.dispatch),
+                          1e3 * median(times.combine), 1e3 * median(totals(times)));
       text += is_ours ? fmt::format("  {:>6.2f} ({:.2f})\n", ratio.median, ratio.best) : "\n";
     };
     line("naive", result.naive, false);

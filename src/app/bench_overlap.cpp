@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "app/bench_numbers.h"
 #include "app/bench_step.h"
 #include "app/rank_resources.h"
 #include "app/recorded_transport.h"
@@ -21,11 +22,6 @@ namespace {
 
 using comm::ProgressBy;
 using parallel::ExecutorType;
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 // One way to run the micro-batches, with what was measured of it.
 class Subject {
@@ -131,12 +127,6 @@ std::vector<OverlapRow> measure_pass(Subjects& subjects, const Pass& pass, Progr
   return rows;
 }
 
-double largest_difference(const std::vector<double>& losses, const std::vector<double>& reference) {
-  double worst = 0;
-  for (size_t i = 0; i < losses.size(); ++i) worst = std::max(worst, std::abs(losses[i] / reference[i] - 1));
-  return worst;
-}
-
 }  // namespace
 
 OverlapBench bench_overlap(comm::World& world, const train::RunConfig& config, const OverlapOptions& options) {
@@ -156,7 +146,7 @@ OverlapBench bench_overlap(comm::World& world, const train::RunConfig& config, c
     for (auto& subject : subjects) {
       auto losses = subject->prepare(pass.training);
       if (reference.empty()) reference = losses;
-      bench.loss_difference = std::max(bench.loss_difference, largest_difference(losses, reference));
+      bench.loss_difference = larger(bench.loss_difference, largest_difference(losses, reference));
     }
     bench.bytes.push_back(static_cast<double>(subjects[0]->bytes_sent()));
     for (const auto progress : {ProgressBy::kPoll, ProgressBy::kThread}) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "app/bench_numbers.h"
 #include "app/bench_step.h"
 #include "app/rank_resources.h"
 #include "core/error.h"
@@ -16,11 +17,6 @@ namespace conclave::app {
 namespace {
 
 double best(const std::vector<double>& values) { return *std::min_element(values.begin(), values.end()); }
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 // A model in training.
 class Trainee {
@@ -66,15 +62,6 @@ train::RunConfig together(train::RunConfig config, parallel::ExecutorType execut
   config.parallel.executor = executor;
   config.parallel.overlap_grad_reduce = config.parallel.overlap_param_gather = overlap;
   return config;
-}
-
-double largest_difference(const std::vector<double>& losses, const std::vector<double>& reference) {
-  double worst = 0;
-  for (size_t i = 0; i < losses.size(); ++i) {
-    const double difference = std::abs(losses[i] / reference[i] - 1);
-    if (!(difference <= worst)) worst = difference;  // NaN, too
-  }
-  return worst;
 }
 
 // The second of two steps, so that each pays for the weights that the one before it has left under way.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "app/bench_numbers.h"
 #include "app/doctor_timing.h"
 
 namespace conclave::app {
@@ -37,11 +38,6 @@ LinkFigures measure_one(const comm::Group& two, double seconds) {
     if (slower > seconds / 5) break;
   }
   return link;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 // Best figures that each member has with anybody.

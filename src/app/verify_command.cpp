@@ -13,6 +13,7 @@
 #include "comm/thread_ranks.h"
 #include "comm/watchdog.h"
 #include "comm/world.h"
+#include "config/fields.h"
 #include "model/thread_check.h"
 #include "verify/costs.h"
 #include "verify/report.h"
@@ -106,26 +107,37 @@ int verify_in(comm::World& world, const VerifyCommand& command) {
   const auto group = world.group(config.comm.backend);
   const auto obstacle = canonical_obstacle(group, config, options.threads);
   auto plan = verify::plan_layouts(config, options.ranks, obstacle);
+  auto others = verify::other_batches(config, plan, options.ranks, obstacle);
   leave_out_shared(group, plan);
+  for (auto& other : others) leave_out_shared(group, other.plan);
   check_costs(world, config, plan, options);
+  if (world.size() > 1) world.advance_by(config.comm.progress);
   if (world.rank() == 0) {
-    const std::string transport = world.size() == 1 ? "threads" : group.transport_name();
+    const std::string transport = world.size() == 1 ? "threads"
+                                                    : fmt::format("{}, progress {}", group.transport_name(),
+                                                                  config::enum_name(config.comm.progress));
     fmt::print("{}: {}", command.config.file, verify::heading(config, plan, options, transport));
     std::fflush(stdout);
   }
   // Between two beats lie all steps of a layout.
   comm::Watchdog watchdog(config.train.hang_timeout.seconds * static_cast<double>(options.steps + 1), world.rank(),
                           world.activity(), world.roll_call());
-  const auto run_ranks = [&, layout = int64_t{0}](int ranks, const auto& body) mutable {
+  int64_t layout = 0;
+  const auto run_ranks = [&](int ranks, const auto& body) {
     watchdog.beat(++layout, "a layout of verify");
     rank_runner(group)(ranks, body);
   };
   std::vector<verify::Row> rows;
-  verify::verify(config, plan, options, run_ranks, [&](const verify::Row& row) {
+  const auto show = [&](const verify::Row& row) {
     fmt::print("{}", verify::row_text(row));
     std::fflush(stdout);
     rows.push_back(row);
-  });
+  };
+  verify::verify(config, plan, options, run_ranks, show);
+  for (const auto& other : others) {
+    if (world.rank() == 0) fmt::print("{}", verify::heading_of(other));
+    verify::verify(other.config, other.plan, options, run_ranks, show);
+  }
   std::vector<int32_t> broken{rows.empty() || verify::all_hold(rows) ? 0 : 1};
   group.broadcast(std::span<int32_t>(broken), 0);
   if (world.rank() == 0) {

@@ -35,6 +35,7 @@ bool ChoiceReplay::chosen(const Batch& batch, int layer, ExpertIds& ids) {
   check(recorded.selected.tokens() == ids.selected.tokens(), "a replayed micro-batch has the size of the recorded one");
   for (int64_t t = 0; t < batch.tokens_count(); ++t) {
     if (batch.segment_ids[t] < 0) continue;
+    ++compared_;
     const auto own = ids.selected.of(t), other = recorded.selected.of(t);
     flips_ += !std::equal(own.begin(), own.end(), other.begin(), other.end());
   }

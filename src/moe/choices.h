@@ -49,11 +49,13 @@ class ChoiceReplay : public ChoiceObserver {
   bool chosen(const Batch& batch, int layer, ExpertIds& ids) override;
   // Tokens that are not padding and whose own experts, or their order, were others than the recorded ones.
   int64_t flips() const { return flips_; }
+  // Tokens that were compared.
+  int64_t compared() const { return compared_; }
 
  private:
   const ChoiceRecord& record_;
   bool replace_;
-  int64_t flips_ = 0;
+  int64_t flips_ = 0, compared_ = 0;
 };
 
 }  // namespace conclave::moe

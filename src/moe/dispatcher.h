@@ -2,8 +2,8 @@
 // Carries rows between the ranks where tokens live and the ranks that own their experts. Two verbs, each also the
 // other's backward:
 //
-//   send:    token rows x[T, D] → expert rows [R, D], one for each kept (token, expert) pair, grouped by (source rank,
-//   expert) give_back: expert rows [R, D] → y[T, D], the sum over each token's rows in choice order
+//   send:       token rows x[T, D] → expert rows [R, D], one for each kept (token, expert) pair, by (source, expert)
+//   give_back:  expert rows [R, D] → y[T, D], the sum over each token's rows in choice order
 //
 // A scalar may travel with each pair (the gate; backward: its gradient). A dispatcher owns no parameters. Rows of one
 // (source, expert) pair form a segment, padded with zero rows to a multiple of 16: the fixed rule under which expert

@@ -3,14 +3,19 @@
 // together. It decides nothing about which axes are implemented; the configuration check refuses those.
 //
 // Axes of the dense view, slowest first (contract: world = pp * dp * cp * tp):
-//   pp  pipeline stage        group: ranks with the same dp, cp, tp
-//   dp  data                  group: ranks with the same pp, cp, tp; they hold the same dense weights, other
-//   micro-batches cp  part of a sequence    group: ranks with the same pp, dp, tp tp  part of a tensor      group:
-//   ranks with the same pp, dp, cp
+//
+//   axis  what                group of ranks with the same
+//   pp    pipeline stage      dp, cp, tp
+//   dp    data                pp, cp, tp: the same dense weights, other micro-batches
+//   cp    part of a sequence  pp, dp, tp
+//   tp    part of a tensor    pp, dp, cp
+//
 // The expert view numbers the same ranks of one stage again, slowest first (pp *) edp * ep * etp:
-//   edp copies of an expert   group: ranks with the same pp, ep, etp; they hold the same expert weights
-//   ep  set of experts        group: ranks with the same pp, edp, etp; together they hold every expert once
-//   etp part of an expert     group: ranks with the same pp, edp, ep
+//
+//   edp   copies of experts   pp, ep, etp: the same expert weights
+//   ep    set of experts      pp, edp, etp: together every expert once
+//   etp   part of an expert   pp, edp, ep
+//
 // Derived sizes: edp = dp * cp * tp / (ep * etp); dp, when not given, = world / (pp * cp * tp).
 // With cp = tp = etp = 1: dp rank = edp rank * ep + ep rank, so the data-parallel ranks that send tokens to the experts
 // of one rank are ep consecutive ones.

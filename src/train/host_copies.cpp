@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/host_copies.h"
 
+#include <ATen/core/CachingHostAllocator.h>
 #include <ATen/ops/empty.h>
+
+#include <algorithm>
 
 namespace conclave::train {
 
@@ -12,6 +15,12 @@ Tensor HostCopies::of(const Tensor& tensor) {
   host.copy_(tensor, /*non_blocking=*/true);
   all_.push_back({tensor, host});
   return host;
+}
+
+HostCopies::~HostCopies() {
+  const bool pinned = std::any_of(all_.begin(), all_.end(), [](const Copy& copy) { return copy.origin.is_cuda(); });
+  all_.clear();
+  if (pinned) at::getHostAllocator(at::kCUDA)->empty_cache();
 }
 
 void HostCopies::arrive() {

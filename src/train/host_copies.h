@@ -13,6 +13,11 @@ class HostCopies {
  public:
   // `model` outlives it.
   explicit HostCopies(const model::Transformer& model) : model_(model) {}
+  // Gives pinned memory back to the machine: LibTorch would keep it, rounded up to powers of two, for the next copy of
+  // the same size, which is a checkpoint away.
+  ~HostCopies();
+  HostCopies(const HostCopies&) = delete;
+  HostCopies& operator=(const HostCopies&) = delete;
   // The tensor's numbers on the host, for as long as this lives; the tensor itself on the host path. They are there
   // after arrive().
   Tensor of(const Tensor& tensor);

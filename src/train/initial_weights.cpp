@@ -164,6 +164,9 @@ void require_used(const Plan& plan, const std::vector<Resumed>& runs, const comm
   }
 }
 
+// As YAML writes it.
+std::string text_of(const nlohmann::json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
+
 // What shapes do not tell.
 void require_same_function(const RunConfig& config, const std::vector<Resumed>& runs) {
   const auto now = config::to_json(config.model);
@@ -174,7 +177,7 @@ void require_same_function(const RunConfig& config, const std::vector<Resumed>& 
          {"num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta", "norm_eps", "norm_placement"}) {
       if (!saved.contains(key) || saved.at(key) == now.at(key)) continue;
       throw ConfigError("model.init_from: model.{} is {} in {} and {} here\n  Set it to the earlier run's value.", key,
-                        saved.at(key).dump(), run.folder.string(), now.at(key).dump());
+                        text_of(saved.at(key)), run.folder.string(), text_of(now.at(key)));
     }
   }
 }

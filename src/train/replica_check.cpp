@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "checkpoint/digest.h"
+#include "train/host_copies.h"
 
 namespace conclave::train {
 namespace {
@@ -17,19 +18,24 @@ struct Copy {
   checkpoint::Digest digest;
 };
 
-std::vector<Copy> copies(const nn::Parameters& parameters, bool expert, bool whole_only) {
-  std::vector<Copy> all;
+std::vector<Copy> copies(const model::Transformer& model, bool expert, bool whole_only) {
+  const nn::Parameters& parameters = model.parameters();
+  HostCopies host(model);
+  std::vector<std::pair<std::string, Tensor>> held;
   for (const auto& parameter : parameters.all()) {
     if (parameter.expert != expert) continue;
     int64_t begin = parameter.offset;
     for (const auto& part : parameter.parts) {
       const int64_t count = nn::element_count(part.held());
-      const Tensor held = parameters.flat(expert).narrow(0, begin, count).to(at::kCPU);
+      if (!whole_only || part.whole())
+        held.emplace_back(part.name, host.of(parameters.flat(expert).narrow(0, begin, count)));
       begin += count;
-      if (whole_only && !part.whole()) continue;
-      all.push_back({part.name, checkpoint::xxh3(std::as_bytes(elements<float>(held)))});
     }
   }
+  host.arrive();
+  std::vector<Copy> all;
+  for (const auto& [name, numbers] : held)
+    all.push_back({name, checkpoint::xxh3(std::as_bytes(elements<float>(numbers)))});
   return all;
 }
 
@@ -57,11 +63,11 @@ std::vector<int64_t> odd_ones(const std::vector<checkpoint::Digest>& digests) {
   return odd;
 }
 
-void compare(const model::Transformer& model, Axis axis, bool expert, bool whole_only) {
+std::string compare(const model::Transformer& model, Axis axis, bool expert, bool whole_only) {
   const parallel::Mesh& mesh = model.mesh();
   const comm::Group& holders = mesh.group(axis);
-  if (holders.size() == 1) return;
-  auto mine = copies(model.parameters(), expert, whole_only);
+  if (holders.size() == 1) return "";
+  auto mine = copies(model, expert, whole_only);
   if (!expert) append_state(model, mine);
   std::vector<checkpoint::Digest> own, all(mine.size() * holders.size());
   for (const Copy& copy : mine) own.push_back(copy.digest);
@@ -74,21 +80,31 @@ void compare(const model::Transformer& model, Axis axis, bool expert, bool whole
     if (std::equal(digests.begin() + 1, digests.end(), digests.begin())) continue;
     std::vector<int64_t> odd = odd_ones(digests);
     for (int64_t& member : odd) member = ranks[member];
-    throw NumericError(
-        "copies of {} are no longer equal on the ranks of {} ({}): rank{} {} differ{}\n  A bit flipped in memory, or a "
-        "machine computes wrongly. Nothing was saved since; continue from the last checkpoint, without that machine if "
-        "it happens again.",
-        mine[i].name, parallel::name_of(axis), fmt::join(ranks, ", "), odd.size() == 1 ? "" : "s", fmt::join(odd, ", "),
-        odd.size() == 1 ? "s" : "");
+    return fmt::format("copies of {} are no longer equal on the ranks of {} ({}): rank{} {} differ{}", mine[i].name,
+                       parallel::name_of(axis), fmt::join(ranks, ", "), odd.size() == 1 ? "" : "s",
+                       fmt::join(odd, ", "), odd.size() == 1 ? "s" : "");
   }
+  return "";
 }
 
 }  // namespace
 
+// All three are compared whatever the first says: other ranks take part in them.
+std::string unequal_copies(const model::Transformer& model) {
+  std::string first;
+  for (const std::string& unequal : {compare(model, Axis::kDp, false, false), compare(model, Axis::kTp, false, true),
+                                     compare(model, Axis::kEdp, true, false)})
+    if (first.empty()) first = unequal;
+  return first;
+}
+
 void check_replicas(const model::Transformer& model) {
-  compare(model, Axis::kDp, false, false);
-  compare(model, Axis::kTp, false, true);
-  compare(model, Axis::kEdp, true, false);
+  const std::string unequal = unequal_copies(model);
+  if (unequal.empty()) return;
+  throw NumericError(
+      "{}\n  A bit flipped in memory, or a machine computes wrongly. Nothing was saved since; continue from the last "
+      "checkpoint, without that machine if it happens again.",
+      unequal);
 }
 
 }  // namespace conclave::train

@@ -109,7 +109,8 @@ const char* name_of(Quantity quantity) {
 bool breaks(const Measure& measure, Promise promise) {
   if (promise == Promise::kBitwise) return !measure.same_bits;
   if (promise == Promise::kMeasured) return measure.difference >= kNotFinite;
-  if (measure.quantity == Quantity::kFlips) return false;
+  if (measure.quantity == Quantity::kFlips)
+    return measure.difference > std::max(kFlips, kFlipShare * static_cast<double>(measure.of));
   if (measure.quantity == Quantity::kCounts || measure.quantity == Quantity::kDrops) return !measure.same_bits;
   return !(measure.difference <= kTolerance);
 }
@@ -117,9 +118,10 @@ bool breaks(const Measure& measure, Promise promise) {
 std::string describe(const Measure& measure) {
   const bool counted = measure.quantity <= Quantity::kDrops;
   const std::string size = measure.difference >= kNotFinite ? "not finite"
-                           : counted                        ? fmt::format("{:.0f} differ", measure.difference)
-                           : measure.difference == 0        ? "only the sign of a zero"
-                                                            : fmt::format("{:.1e}", measure.difference);
+                           : measure.of > 0 ? fmt::format("{:.0f} of {} tokens", measure.difference, measure.of)
+                           : counted        ? fmt::format("{:.0f} differ", measure.difference)
+                           : measure.difference == 0 ? "only the sign of a zero"
+                                                     : fmt::format("{:.1e}", measure.difference);
   return fmt::format("step {}, {}{} on rank {}: {}", measure.step + 1, name_of(measure.quantity),
                      measure.where.empty() ? "" : fmt::format(" ({})", measure.where), measure.rank, size);
 }
@@ -136,6 +138,9 @@ std::vector<Measure> compare_step(RankRun& run, const train::StepReport& report,
   const auto state = run.state();
   const auto buffers = select(state, true);
   if (!buffers.empty()) measures.push_back(of_tensors(Quantity::kBias, buffers, expected.state, 0));
+  if (std::string unequal = run.unequal_copies(); !unequal.empty())
+    measures.push_back(
+        {.quantity = Quantity::kWeights, .difference = 1, .same_bits = false, .where = std::move(unequal)});
   if (promise == Promise::kBitwise)
     measures.push_back(of_tensors(Quantity::kWeights, select(state, false), expected.state, 0));
   return measures;

@@ -17,11 +17,13 @@ struct NamedFault {
   const char* name;
   Fault fault;
 };
-constexpr std::array<NamedFault, 5> kFaults{{{"grad-scale", Fault::kGradScale},
+constexpr std::array<NamedFault, 7> kFaults{{{"grad-scale", Fault::kGradScale},
                                              {"expert-scale", Fault::kExpertScale},
                                              {"lost-token", Fault::kLostToken},
                                              {"bias-local", Fault::kBiasLocal},
-                                             {"norm-twice", Fault::kNormTwice}}};
+                                             {"norm-twice", Fault::kNormTwice},
+                                             {"wrong-ids", Fault::kWrongIds},
+                                             {"drifted-copy", Fault::kDriftedCopy}}};
 
 // Another dispatcher, except that the first token gets nothing back.
 class LosingDispatcher : public moe::Dispatcher {
@@ -48,10 +50,36 @@ class LosingDispatcher : public moe::Dispatcher {
   std::unique_ptr<Dispatcher> inner_;
 };
 
+// What another observer sees and says, of ids that have moved on by one token.
+class WrongIds : public moe::ChoiceObserver {
+ public:
+  explicit WrongIds(moe::ChoiceObserver* inner) : inner_(inner) {}
+  bool chosen(const Batch& batch, int layer, moe::ExpertIds& ids) override {
+    const int32_t first = ids.selected.offsets_T1.at(1);
+    // With as many for each token the offsets stay.
+    if (ids.selected.count() == first * ids.selected.tokens())
+      std::rotate(ids.selected.ids_C.begin(), ids.selected.ids_C.begin() + first, ids.selected.ids_C.end());
+    if (inner_ != nullptr) inner_->chosen(batch, layer, ids);
+    return true;
+  }
+
+ private:
+  moe::ChoiceObserver* inner_;
+};
+
 // How often each expert stands in `picks`, padding left out.
 void count(const Batch& batch, const moe::Picks& picks, std::vector<int64_t>& counts_E) {
   for (int64_t t = 0; t < batch.tokens_count(); ++t)
     for (const int32_t id : picks.of(t)) counts_E[id] += batch.segment_ids[t] >= 0;
+}
+
+// A weight that every rank has: norms are never cut.
+void drift(nn::Parameters& parameters) {
+  for (const auto& parameter : parameters.all()) {
+    if (parameter.expert || parameter.shape.size() != 1 || !parameter.parts[0].whole()) continue;
+    nn::view_of(parameters.flat(false), parameter).narrow(0, 0, 1).add_(1e-3);
+    return;
+  }
 }
 
 }  // namespace
@@ -74,7 +102,8 @@ void require_possible(Fault fault, const train::RunConfig& config, int64_t ranks
   if (ranks < 2) throw ConfigError("--plant: one rank alone cannot have this fault; give -n 2 or more");
   const auto shape = model::model_shape(config.model, config.moe);
   const bool moe = std::any_of(shape.layers.begin(), shape.layers.end(), [](const auto& layer) { return layer.moe; });
-  if (fault != Fault::kGradScale && !moe) throw ConfigError("--plant: the model has no experts to damage");
+  const bool needs_experts = fault != Fault::kGradScale && fault != Fault::kDriftedCopy;
+  if (needs_experts && !moe) throw ConfigError("--plant: the model has no experts to damage");
   if (fault == Fault::kBiasLocal && config.moe.balance.bias.update_rate <= 0)
     throw ConfigError("--plant bias-local: the model has no loss-free bias; --set moe.balance.bias.update_rate=0.001");
 }
@@ -97,7 +126,11 @@ double Damage::normed(double norm) {
   return std::sqrt(norm * norm + (mesh_.dp().size() - 1) * expert_squares_);
 }
 
-void Damage::enter(model::TransformerConfig& config) const {
+void Damage::enter(model::TransformerConfig& config) {
+  if (fault_ == Fault::kWrongIds && on_last_rank()) {
+    wrong_ids_ = std::make_unique<WrongIds>(config.choices);
+    config.choices = wrong_ids_.get();
+  }
   if (fault_ != Fault::kLostToken || !on_last_rank()) return;
   config.make_dispatcher = [make = config.make_dispatcher](const moe::DispatchConfig& dispatch, const comm::Group& ep) {
     return std::make_unique<LosingDispatcher>(make(dispatch, ep));
@@ -111,6 +144,7 @@ void Damage::before_step(model::Transformer& model) {
 }
 
 void Damage::after_step(model::Transformer& model, std::span<const Batch> batches) const {
+  if (fault_ == Fault::kDriftedCopy && on_last_rank() && mesh_.world().size() > 1) drift(model.parameters());
   if (fault_ != Fault::kBiasLocal) return;
   std::vector<moe::StepTotals> totals(biases_.size());
   for (size_t l = 0; l < biases_.size(); ++l) {

@@ -19,6 +19,8 @@ enum class Fault {
   kLostToken,    // on the last rank the first token of every micro-batch comes back from the experts as zero
   kBiasLocal,    // loss-free biases move by each rank's own counts
   kNormTwice,    // the norm counts experts once for each data-parallel rank
+  kWrongIds,     // on the last rank every token takes the experts that its neighbour should have
+  kDriftedCopy,  // after each step a weight of the last rank is not what other ranks have
 };
 // "grad-scale", ...; without none.
 std::vector<std::string> fault_names();
@@ -39,8 +41,8 @@ class Damage : public train::StepProbe {
   Damage(const DamagePlan& plan, const parallel::Mesh& mesh, const moe::ChoiceRecord& truth);
   void reduced(Tensor dense, Tensor expert) override;
   double normed(double norm) override;
-  // The dispatcher of `config`, with the damage.
-  void enter(model::TransformerConfig& config) const;
+  // What `config` makes and asks, with the damage.
+  void enter(model::TransformerConfig& config);
   void before_step(model::Transformer& model);
   void after_step(model::Transformer& model, std::span<const Batch> batches) const;
 
@@ -53,6 +55,7 @@ class Damage : public train::StepProbe {
   const moe::ChoiceRecord& truth_;
   double expert_squares_ = 0;
   std::vector<Tensor> biases_;  // before the step
+  std::unique_ptr<moe::ChoiceObserver> wrong_ids_;
 };
 
 }  // namespace conclave::verify

@@ -4,7 +4,9 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <bit>
 #include <span>
+#include <utility>
 
 #include "config/fields.h"
 #include "core/error.h"
@@ -96,6 +98,14 @@ bool has_experts(const train::RunConfig& config) {
   return false;
 }
 
+// As many micro-batches, a power of two, for each of `dp` ranks as executors want in flight.
+train::RunConfig with_batch_for(const train::RunConfig& config, int64_t dp) {
+  train::RunConfig changed = config;
+  const auto in_flight = static_cast<uint64_t>(std::max<int64_t>(2, config.parallel.micro_batches_in_flight));
+  changed.train.global_batch_size = static_cast<int64_t>(std::bit_ceil(in_flight)) * dp * config.train.micro_batch_size;
+  return changed;
+}
+
 }  // namespace
 
 std::string short_name_of(const Layout& layout) {
@@ -183,6 +193,32 @@ LayoutPlan plan_layouts(const train::RunConfig& config, int64_t ranks, const std
     add_rounded(layout, plan.layouts);
   }
   return plan;
+}
+
+train::RunConfig with_divisible_batch(const train::RunConfig& config, int64_t ranks) {
+  return with_batch_for(config, static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(ranks))));
+}
+
+std::vector<OtherBatch> other_batches(const train::RunConfig& config, LayoutPlan& plan, int64_t ranks,
+                                      const std::string& obstacle) {
+  std::vector<OtherBatch> all;
+  for (int64_t dp = 3; dp <= ranks; ++dp) {
+    if (std::has_single_bit(static_cast<uint64_t>(dp))) continue;
+    OtherBatch other{with_batch_for(config, dp), {}};
+    const std::string without_bits =
+        fmt::format("one rank has no canonical order of {} micro-batches to compare with",
+                    other.config.train.global_batch_size / other.config.train.micro_batch_size);
+    other.plan = plan_layouts(other.config, ranks, without_bits);
+    std::erase_if(other.plan.layouts, [&](const Layout& layout) { return layout.dp != dp; });
+    const auto of_dp = [name = fmt::format("dp {} ", dp)](const Skipped& one) { return one.what.starts_with(name); };
+    std::erase_if(plan.skipped, of_dp);
+    for (auto& one : std::exchange(other.plan.skipped, {}))
+      if (of_dp(one)) plan.skipped.push_back(std::move(one));
+    if (other.plan.layouts.empty()) continue;
+    if (obstacle.empty()) plan.skipped.push_back({fmt::format("dp {} canonical", dp), without_bits});
+    all.push_back(std::move(other));
+  }
+  return all;
 }
 
 }  // namespace conclave::verify

@@ -59,4 +59,18 @@ struct LayoutPlan {
 // Throws ConfigError where the model does not even run on one rank.
 LayoutPlan plan_layouts(const train::RunConfig& config, int64_t ranks, const std::string& obstacle);
 
+// `config` with a step of a power of two of micro-batches, at least two for each of `ranks`, so that all layouts divide
+// it whose dp is a power of two.
+train::RunConfig with_divisible_batch(const train::RunConfig& config, int64_t ranks);
+
+// Layouts with a dp that is no power of two do not divide the batch of the others (with_divisible_batch): for each such
+// dp a batch and a plan of its own, where it has layouts. What these plans leave out is noted in `plan` instead of what
+// it said of that dp.
+struct OtherBatch {
+  train::RunConfig config;
+  LayoutPlan plan;
+};
+std::vector<OtherBatch> other_batches(const train::RunConfig& config, LayoutPlan& plan, int64_t ranks,
+                                      const std::string& obstacle);
+
 }  // namespace conclave::verify

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "checkpoint/box.h"
+#include "train/replica_check.h"
 #include "verify/batches.h"
 
 namespace conclave::verify {
@@ -49,7 +50,7 @@ RankRun::RankRun(const comm::Group& world, const RankSetup& setup)
       model_(model_config(setup), mesh_),
       step_(config_, mesh_, model_, failpoints_, setup.fault == Fault::kNone ? nullptr : &damage_) {}
 
-model::TransformerConfig RankRun::model_config(const RankSetup& setup) const {
+model::TransformerConfig RankRun::model_config(const RankSetup& setup) {
   auto config = train::transformer_config(config_);
   config.choices = setup.choices;
   if (config.moe.dispatch.payload != moe::DispatchPayload::kSame) config.make_dispatcher = make_over_two_hosts;
@@ -63,6 +64,7 @@ train::StepReport RankRun::step(int64_t number) {
   for (int64_t m = share.first; m < share.first + share.count; ++m) batches.push_back(micro_batch(config_, number, m));
   damage_.before_step(model_);
   auto report = step_.run(number, batches);
+  step_.await_weights();
   damage_.after_step(model_, batches);
   return report;
 }
@@ -73,6 +75,11 @@ void RankRun::load(const StepTrace& before, int64_t updates) {
     std::copy(bytes.begin(), bytes.end(), entry.data.begin());
   }
   step_.set_updates(updates);
+}
+
+std::string RankRun::unequal_copies() {
+  step_.await_weights();
+  return train::unequal_copies(model_);
 }
 
 parallel::StateDict RankRun::gradient() { return train::gradient_state(step_, model_, mesh_); }

@@ -47,9 +47,11 @@ class RankRun {
   void load(const StepTrace& before, int64_t updates);
   parallel::StateDict gradient();
   parallel::StateDict state();
+  // See train/replica_check.h. Collective.
+  std::string unequal_copies();
 
  private:
-  model::TransformerConfig model_config(const RankSetup& setup) const;
+  model::TransformerConfig model_config(const RankSetup& setup);
 
   train::RunConfig config_;
   parallel::Mesh mesh_;

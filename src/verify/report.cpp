@@ -30,8 +30,13 @@ std::string cell(const Row& row, Quantity quantity) {
 bool measured(const Row& row) { return row.promise == Promise::kMeasured; }
 
 const char* verdict_of(const Row& row) {
-  if (!row.judged) return "flipped";
-  return row.first ? "BROKEN" : measured(row) ? "measured" : "holds";
+  if (row.first) return "BROKEN";
+  return !row.judged ? "flipped" : measured(row) ? "measured" : "holds";
+}
+
+int64_t judged_of(const std::vector<Row>& rows) {
+  return std::count_if(rows.begin(), rows.end(),
+                       [](const Row& row) { return row.first || (row.judged && !measured(row)); });
 }
 
 const char* text_of(Promise promise) {
@@ -76,7 +81,7 @@ Json to_json(const Row& row) {
       {"promise", row.promise == Promise::kBitwise ? "bitwise"
                   : measured(row)                  ? "none"
                                                    : "close"},
-      {"verdict", row.judged && row.first ? "broken" : verdict_of(row)},
+      {"verdict", row.first ? "broken" : verdict_of(row)},
       {"first", row.first ? to_json(*row.first) : Json()}};
   for (const auto& measure : row.largest) json["largest"][name_of(measure.quantity)] = to_json(measure);
   return json;
@@ -100,6 +105,11 @@ std::string heading(const train::RunConfig& config, const LayoutPlan& plan, cons
                             "counts", "drops", "bias", "weights", "flips", "promise", "verdict");
 }
 
+std::string heading_of(const OtherBatch& other) {
+  return fmt::format("with train.global_batch_size {}, compared with {}\n", other.config.train.global_batch_size,
+                     name_of(other.plan.reference));
+}
+
 std::string row_text(const Row& row) {
   std::string text =
       fmt::format(kColumns, short_name_of(row.layout), config::enum_name(row.layout.reduction),
@@ -112,7 +122,9 @@ std::string row_text(const Row& row) {
 }
 
 bool all_hold(const std::vector<Row>& rows) {
-  return std::none_of(rows.begin(), rows.end(), [](const Row& row) { return row.first.has_value(); });
+  const bool broken = std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.first.has_value(); });
+  const bool flipped = std::any_of(rows.begin(), rows.end(), [](const Row& row) { return !row.judged; });
+  return !broken && (!flipped || judged_of(rows) > 0);
 }
 
 std::string closing(const std::vector<Row>& rows, const VerifyOptions& options) {
@@ -120,12 +132,14 @@ std::string closing(const std::vector<Row>& rows, const VerifyOptions& options) 
   const auto unjudged = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return !row.judged; });
   const auto only_measured =
       std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.judged && !row.first && measured(row); });
-  const auto judged = std::ssize(rows) - unjudged - only_measured;
+  const auto judged = judged_of(rows);
   std::string text = "\n";
   if (unjudged > 0)
     text += fmt::format("{} of {} layouts cannot be judged: top-k decisions flipped; leave --no-replay out\n", unjudged,
                         rows.size());
-  if (broken == 0) {
+  if (judged == 0 && unjudged > 0) {
+    text += "no promise could be judged\n";
+  } else if (broken == 0) {
     text += fmt::format("all {} promises hold\n", judged);
   } else {
     text += fmt::format("{} of {} promises are BROKEN{}\n", broken, judged,

@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <bit>
 #include <nlohmann/json.hpp>
 #include <tuple>
 
@@ -24,7 +23,7 @@ struct Comparison {
 std::string to_text(const std::vector<Measure>& measures) {
   Json list = Json::array();
   for (const auto& m : measures)
-    list.push_back({static_cast<int>(m.quantity), m.step, m.difference, m.same_bits, m.where});
+    list.push_back({static_cast<int>(m.quantity), m.step, m.difference, m.of, m.same_bits, m.where});
   return list.dump();
 }
 
@@ -35,20 +34,27 @@ std::vector<Measure> gather(const comm::Group& world, const std::vector<Measure>
   for (size_t rank = 0; rank < texts.size(); ++rank)
     for (const auto& m : Json::parse(texts[rank]))
       all.push_back({static_cast<Quantity>(m.at(0).get<int>()), m.at(1).get<int64_t>(), m.at(2).get<double>(),
-                     m.at(3).get<bool>(), m.at(4).get<std::string>(), static_cast<int>(rank)});
+                     m.at(3).get<int64_t>(), m.at(4).get<bool>(), m.at(5).get<std::string>(), static_cast<int>(rank)});
   return all;
 }
 
-Measure of_flips(int64_t flips, int64_t step) {
-  return {
-      .quantity = Quantity::kFlips, .step = step, .difference = static_cast<double>(flips), .same_bits = flips == 0};
+// What a replay saw since `flips` and `compared`.
+Measure of_flips(const moe::ChoiceReplay& replay, int64_t flips, int64_t compared) {
+  return {.quantity = Quantity::kFlips,
+          .difference = static_cast<double>(replay.flips() - flips),
+          .of = replay.compared() - compared,
+          .same_bits = replay.flips() == flips};
 }
 
 Row make_row(const Comparison& c, const std::vector<Measure>& measures) {
   Row row{.layout = c.layout, .promise = promise_of(c.layout)};
   double flips = 0;
-  for (const auto& m : measures) {
+  for (const auto& m : measures)
     if (m.quantity == Quantity::kFlips) flips += m.difference;
+  row.judged = row.promise == Promise::kBitwise || c.options.replay || flips == 0;
+  // What is not finite is wrong whichever experts were chosen.
+  const Promise promise = row.judged ? row.promise : Promise::kMeasured;
+  for (const auto& m : measures) {
     auto known = std::find_if(row.largest.begin(), row.largest.end(),
                               [&](const Measure& other) { return other.quantity == m.quantity; });
     if (known == row.largest.end()) {
@@ -57,14 +63,12 @@ Row make_row(const Comparison& c, const std::vector<Measure>& measures) {
       *known = m;
     }
     const auto when = [](const Measure& measure) { return std::tuple(measure.step, measure.quantity); };
-    if (breaks(m, row.promise) && (!row.first || when(m) < when(*row.first))) row.first = m;
+    if (breaks(m, promise) && (!row.first || when(m) < when(*row.first))) row.first = m;
   }
   std::sort(row.largest.begin(), row.largest.end(),
             [](const Measure& a, const Measure& b) { return a.quantity < b.quantity; });
   for (auto& m : row.largest)
     if (m.quantity == Quantity::kFlips) m.difference = flips;  // those of all ranks and steps
-  row.judged = row.promise == Promise::kBitwise || c.options.replay || flips == 0;
-  if (!row.judged) row.first.reset();
   return row;
 }
 
@@ -82,10 +86,11 @@ Row compare_on(const comm::Group& world, const Comparison& c) {
   for (int64_t step = 0; step < c.options.steps; ++step) {
     // What is close for one step need not be after several: AdamW makes full steps of rounding.
     if (close && step > 0) run.load(c.reference.steps[step - 1], step);
-    const int64_t flips = replay.flips();
+    const int64_t flips = replay.flips(), compared = replay.compared();
     const auto report = run.step(step);
-    if (!report.layers.empty()) measures.push_back(of_flips(replay.flips() - flips, step));
-    for (auto& measure : compare_step(run, report, c.reference.steps[step], promise)) {
+    auto of_step = compare_step(run, report, c.reference.steps[step], promise);
+    if (!report.layers.empty()) of_step.push_back(of_flips(replay, flips, compared));
+    for (auto& measure : of_step) {
       measure.step = step;
       measures.push_back(std::move(measure));
     }
@@ -99,15 +104,6 @@ const Measure* Row::find(Quantity quantity) const {
   for (const auto& measure : largest)
     if (measure.quantity == quantity) return &measure;
   return nullptr;
-}
-
-train::RunConfig with_divisible_batch(const train::RunConfig& config, int64_t ranks) {
-  train::RunConfig changed = config;
-  const auto in_flight = static_cast<uint64_t>(std::max<int64_t>(2, config.parallel.micro_batches_in_flight));
-  const auto micro_batches =
-      static_cast<int64_t>(std::bit_ceil(in_flight) * std::bit_floor(static_cast<uint64_t>(ranks)));
-  changed.train.global_batch_size = micro_batches * config.train.micro_batch_size;
-  return changed;
 }
 
 void verify(const train::RunConfig& config, const LayoutPlan& plan, const VerifyOptions& options,

@@ -24,7 +24,8 @@ struct Row {
   Promise promise = Promise::kBitwise;
   std::vector<Measure> largest = {};  // one for each quantity that was compared, in the order of Quantity
   std::optional<Measure> first = {};  // the first measure, in time, that breaks the promise
-  bool judged = true;                 // false: decisions flipped and were not replayed, so the rest cannot be judged
+  // False: decisions flipped and were not replayed, so that nothing but what is not finite can be judged.
+  bool judged = true;
 
   const Measure* find(Quantity quantity) const;
 };
@@ -32,9 +33,6 @@ struct Row {
 // Runs `body` on so many ranks and returns when they are done; on the calling process only those ranks run that are
 // its own.
 using RunRanks = std::function<void(int ranks, const std::function<void(const comm::Group&)>& body)>;
-
-// `config` with a step of a power of two of micro-batches, two for each of `ranks`, so that all layouts divide it.
-train::RunConfig with_divisible_batch(const train::RunConfig& config, int64_t ranks);
 
 // Trains the reference here, then every layout of `plan`; calls `done` with each row, on the process of rank 0 only.
 // Collective over the processes.

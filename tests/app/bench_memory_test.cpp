@@ -52,7 +52,8 @@ TEST(BenchMemory, HoldsLittleMoreThanTheLeastAndLessWithRecomputation) {
   EXPECT_GE(bench.held(bench.levels[0]), 1.0);
   EXPECT_LE(bench.held(bench.levels[0]), 1.10);
   EXPECT_LT(bench.held(bench.levels[1]), 0.35) << "without pre-activations";
-  EXPECT_LE(bench.held(bench.levels[2]), bench.held(bench.levels[1]));
+  // Both keep only the layer's input here; the allocator's own rounding (some bytes of 7 MB) differs between the two.
+  EXPECT_NEAR(bench.held(bench.levels[2]), bench.held(bench.levels[1]), 0.001);
   EXPECT_THAT(memory_report(bench), ::testing::HasSubstr("memory.recompute"));
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/group.h"
 #include "core/tensor.h"
 #include "kernels/tensor_checks.h"
 
@@ -21,15 +22,21 @@ std::string device_absence();
 // Where to_device() puts tensors: a GPU, or the CPU that stands for one.
 at::Device test_device();
 
-// While it lives, whatever makes the host wait for the device throws, except the one door (kernels/host_reads.h). On
-// the CPU nothing waits, and only what went through the door is counted.
+// While it lives, whatever makes the host wait for the device is an error, except the one door (kernels/host_reads.h).
+// Of this thread. On the CPU, where nothing waits, a failure for every operator that would wait on a GPU.
 class NoWaits {
  public:
   NoWaits();
   ~NoWaits();
   NoWaits(const NoWaits&) = delete;
   NoWaits& operator=(const NoWaits&) = delete;
+
+ private:
+  uint64_t handle_ = 0;
 };
+
+// A group of one rank whose verbs take the device's memory: over NCCL on a GPU.
+comm::Group device_group();
 
 // A copy on the device.
 Tensor to_device(const Tensor& tensor);

@@ -7,6 +7,7 @@
 
 #include "cuda/device_runs.h"
 #include "kernels/placement.h"
+#include "support/device_layer.h"
 #include "support/tiny_models.h"
 #include "train/layout_runs.h"
 
@@ -96,14 +97,6 @@ class Layer {
   nn::Slot input_ = 0;
 };
 
-// Against the largest element.
-void expect_near(const Tensor& actual, const Tensor& expected, double tolerance, const std::string& what) {
-  ASSERT_EQ(actual.sizes(), expected.sizes()) << what;
-  if (actual.numel() == 0) return;
-  const Tensor e = expected.to(at::kDouble), difference = (actual.to(at::kDouble) - e).abs();
-  EXPECT_LE(difference.max().item<double>(), tolerance * std::max(1e-3, e.abs().max().item<double>())) << what;
-}
-
 void compare_layers(const LayerCase& c, at::ScalarType dtype, double tolerance) {
   SCOPED_TRACE(c.name);
   at::set_num_threads(1);
@@ -124,7 +117,7 @@ void compare_layers(const LayerCase& c, at::ScalarType dtype, double tolerance) 
   const auto expected = reference.run(x, dy);
   ASSERT_EQ(results.size(), expected.size());
   for (size_t i = 0; i < expected.size(); ++i)
-    expect_near(results[i], expected[i], tolerance, "result " + std::to_string(i));
+    testing::expect_near(results[i], expected[i], tolerance, "result " + std::to_string(i));
 }
 
 TEST_F(DeviceStagesTest, AnMoeLayerInFloatComputesWhatTheCpuComputes) {
@@ -134,6 +127,32 @@ TEST_F(DeviceStagesTest, AnMoeLayerInFloatComputesWhatTheCpuComputes) {
 // Both round to bf16 after every kernel, not always the same way.
 TEST_F(DeviceStagesTest, AnMoeLayerInBf16ComputesWhatTheCpuComputes) {
   for (const LayerCase& c : layer_cases()) compare_layers(c, at::kBFloat16, 0.02);
+}
+
+// As with experts on several ranks: rows go through the exchange, also those that stay.
+TEST_F(DeviceStagesTest, AnMoeLayerWithAnExchangeLooksOnceInForwardAndNeverInBackward) {
+  at::set_num_threads(1);
+  const testing::LayerSize size{.experts = 8, .top_k = 2, .width = 16, .expert_width = 24};
+  const Batch batch = testing::random_batch(2, 9, 23, 1);
+  const Tensor x = random_tensor({18, 16}, at::kBFloat16, 2), dy = random_tensor({18, 16}, at::kBFloat16, 3);
+  const auto results = run_on_device([&] {
+    const Tensor x_ = to_device(x), dy_ = to_device(dy);
+    moe::MoeConfig config;
+    config.balance.losses = {{.coef = 0.3}};
+    const testing::DevicePlace alone{.device = test_device()}, exchanging{device_group(), test_device(), true};
+    testing::DeviceLayer layer(config, size, at::kFloat, at::kBFloat16, exchanging),
+        whole(config, size, at::kFloat, at::kBFloat16, alone);
+    layer.run(batch, x_, dy_);  // what is made on first use
+    const bool hidden = x_.is_cpu() || has_grouped_product(x_);
+    const std::unique_ptr<NoWaits> none = hidden ? std::make_unique<NoWaits>() : nullptr;
+    const auto got = layer.run(batch, x_, dy_, /*again=*/true);
+    EXPECT_EQ(got.forward_reads, 1);
+    EXPECT_EQ(got.backward_reads, 0);
+    const auto expected = whole.run(batch, x_, dy_);
+    return std::vector<Tensor>{got.y,      got.dx,      got.dgate_up_E2FD,      got.ddown_EDF,
+                               expected.y, expected.dx, expected.dgate_up_E2FD, expected.ddown_EDF};
+  });
+  for (size_t i = 0; i < 4; ++i) testing::expect_near(results[i], results[i + 4], 0.02, "result " + std::to_string(i));
 }
 
 test::LayoutCase step_case(const model::DevicePath& path) {

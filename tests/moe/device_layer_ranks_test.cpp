@@ -109,7 +109,7 @@ Expected on_host(const Case& c, int ranks, at::ScalarType dtype) {
 // One rank of the layer against what the host says.
 void compare(const Case& c, const comm::Group& ep, const Expected& expected, double tolerance) {
   const at::ScalarType dtype = expected.ddown.scalar_type();
-  DeviceLayer layer(c.config, c.size, dtype, dtype, ep);
+  DeviceLayer layer(c.config, c.size, dtype, dtype, {ep});
   set_bias(layer, c.bias);
   const Input own = input_of(c, ep.rank(), dtype);
   const auto& alone = expected.of_rank[ep.rank()];
@@ -144,7 +144,7 @@ TEST(DeviceLayerRanks, ComputeWhatOneRankComputes) {
   for (const Case& c : cases()) {
     SCOPED_TRACE(c.name);
     test::run_ranks(2, [&](const comm::Group& ep) {
-      DeviceLayer spread(c.config, c.size, at::kDouble, at::kDouble, ep),
+      DeviceLayer spread(c.config, c.size, at::kDouble, at::kDouble, {ep}),
           alone(c.config, c.size, at::kDouble, at::kDouble);
       for (DeviceLayer* layer : {&spread, &alone}) set_bias(*layer, c.bias);
       const Input own = input_of(c, ep.rank(), at::kDouble);
@@ -160,7 +160,7 @@ TEST(DeviceLayerRanks, ComputeWhatOneRankComputes) {
 TEST(DeviceLayerRanks, AddToTheGradientsOfTheMicroBatchBefore) {
   const Case c = cases()[0];
   test::run_ranks(2, [&](const comm::Group& ep) {
-    DeviceLayer layer(c.config, c.size, at::kDouble, at::kDouble, ep);
+    DeviceLayer layer(c.config, c.size, at::kDouble, at::kDouble, {ep});
     const Input own = input_of(c, ep.rank(), at::kDouble);
     const DeviceResult alone = layer.run(own.batch, own.x, own.dy);
     layer.fresh = false;
@@ -180,7 +180,7 @@ TEST(DeviceLayerRanks, InBf16AreWithinItsRoundingOfFloat) {
       return Input{input.batch, input.x.to(at::kBFloat16), input.dy.to(at::kBFloat16)};
     };
     test::run_ranks(2, [&](const comm::Group& ep) {
-      DeviceLayer spread(c.config, c.size, at::kFloat, at::kBFloat16, ep),
+      DeviceLayer spread(c.config, c.size, at::kFloat, at::kBFloat16, {ep}),
           alone(c.config, c.size, at::kFloat, at::kBFloat16);
       for (DeviceLayer* layer : {&spread, &alone}) set_bias(*layer, c.bias);
       const Input own = rounded(ep.rank());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One MoE layer of the device path on tensors of the CPU, outside a transformer: with all experts here, or exchanging
-// rows where a group has several ranks. Weights are those of MoeLayer (support/moe_layer.h) with the same sizes.
+// One MoE layer of the device path outside a transformer: with all experts here, or exchanging rows between ranks.
+// Weights are those of MoeLayer (support/moe_layer.h) with the same sizes.
 #pragma once
 
 #include <ATen/ops/zeros_like.h>
@@ -22,10 +22,20 @@ struct DeviceResult {
   int64_t forward_reads = 0, backward_reads = 0;  // looks of the host
 };
 
+// Where a layer computes. Rows go through an exchange wherever the group has several ranks, and on request in one of
+// one.
+struct DevicePlace {
+  comm::Group ep = {};
+  at::Device device = at::kCPU;
+  bool exchanges = ep.size() > 1;
+};
+
 class DeviceLayer {
  public:
   DeviceLayer(const moe::MoeConfig& config, LayerSize size, at::ScalarType dtype, at::ScalarType compute,
-              const comm::Group& ep = {}) {
+              const DevicePlace& place = {})
+      : device_(place.device) {
+    const comm::Group& ep = place.ep;
     const int64_t E = size.experts, D = size.width, F = size.expert_width, local = E / ep.size();
     router_ = parameters_.add(
         {.parts = {{"router", {E, D}}}, .shape = {E, D}, .kind = nn::ParameterKind::kRouter, .init_std = 1.0});
@@ -37,10 +47,10 @@ class DeviceLayer {
     for (int64_t e = 0; e < local; ++e) gate_up_.push_back(experts[e].gate_up_2FD = expert("gate_up", e, {2 * F, D}));
     for (int64_t e = 0; e < local; ++e) down_.push_back(experts[e].down_DF = expert("down", e, {D, F}));
     parameters_.allocate(dtype, 1);
-    parameters_.place(at::kCPU, compute);
+    parameters_.place(device_, compute);
     moe::Balancer(config.balance).declare(std::vector<int64_t>{E}, state_);
-    device_state_ = std::make_unique<moe::DeviceState>(state_, at::kCPU);
-    add_stages(config, {.experts = E, .top_k = size.top_k, .vocab = 64}, experts, ep);
+    device_state_ = std::make_unique<moe::DeviceState>(state_, device_);
+    add_stages(config, {.experts = E, .top_k = size.top_k, .vocab = 64}, experts, place);
   }
   moe::MethodState& state() { return state_.layers[0]; }
   int64_t reads() const { return reads_.count(); }
@@ -56,7 +66,7 @@ class DeviceLayer {
     for (Tensor* flat : {&gradients.dense, &gradients.experts[0]}) flat->fill_(fresh ? 1e9 : kHeld);
     gradients.fresh = fresh;
     nn::Frame frame(batch, 8, static_cast<int>(stages_.size()), dy.defined() ? &gradients : nullptr);
-    frame.set_device({nn::copy_batch(batch, at::kCPU, 64, 4096), &reads_});
+    frame.set_device({nn::copy_batch(batch, device_, 64, 4096), &reads_});
     frame.value(0) = x;
     DeviceResult result;
     const int64_t before = reads();
@@ -84,24 +94,25 @@ class DeviceLayer {
 
  private:
   void add_stages(const moe::MoeConfig& config, const moe::RouteShape& shape,
-                  const std::vector<moe::ExpertWeights>& experts, const comm::Group& ep) {
+                  const std::vector<moe::ExpertWeights>& experts, const DevicePlace& place) {
     auto route = std::make_unique<moe::DeviceRouteStage>(nn::StageSite{"route", 0}, parameters_,
                                                          moe::RouteConfig{config, {router_}, shape}, *device_state_);
     route->connect({.input = 0, .weights = 1, .decision = 2, .all_decisions = {2}});
     stages_.push_back(std::move(route));
-    if (ep.size() == 1) {
+    if (!place.exchanges) {
       stages_.push_back(std::make_unique<moe::DeviceExpertStage>(nn::StageSite{"experts", 1}, parameters_, experts,
                                                                  moe::DeviceExpertSlots{0, 1, 2, 3}));
       return;
     }
     const moe::DeviceExchangeSlots slots{
         .input = 0, .weights = 1, .decision = 2, .plan = 4, .rows = 5, .gates = 6, .results = 7, .output = 3};
-    stages_.push_back(std::make_unique<moe::DeviceDispatch>(nn::StageSite{"dispatch", 1}, ep, slots, true));
+    stages_.push_back(std::make_unique<moe::DeviceDispatch>(nn::StageSite{"dispatch", 1}, place.ep, slots, true));
     stages_.push_back(
         std::make_unique<moe::DeviceRankExperts>(nn::StageSite{"experts", 2}, parameters_, experts, slots));
-    stages_.push_back(std::make_unique<moe::DeviceCombine>(nn::StageSite{"combine", 3}, ep, slots));
+    stages_.push_back(std::make_unique<moe::DeviceCombine>(nn::StageSite{"combine", 3}, place.ep, slots));
   }
 
+  at::Device device_;
   nn::Parameters parameters_;
   nn::ParameterId router_ = 0;
   std::vector<nn::ParameterId> gate_up_, down_;

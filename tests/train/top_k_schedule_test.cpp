@@ -104,6 +104,30 @@ TEST(TopKSchedule, FlopsAreTheSumOverTheSteps) {
   EXPECT_EQ(train::planned_flops(config, model::Counter::kExact), train::planned_flops(four, model::Counter::kExact));
 }
 
+// It has one width in all steps, that of the last phase.
+TEST(TopKSchedule, FlopsOfTheDenseTwinAreThoseOfTheLastPhase) {
+  auto config = layout_config(scheduled());
+  config.moe.enabled = false;
+  auto last = config;
+  last.moe.top_k = 1;
+  EXPECT_EQ(train::planned_flops(config, model::Counter::kExact), train::planned_flops(last, model::Counter::kExact));
+}
+
+// What one expert for a token cannot have is refused if any phase has one, not only the last.
+TEST(TopKSchedule, RulesSeeEveryPhase) {
+  LayoutCase layout_case = scheduled();
+  layout_case.change = [](auto& config) {
+    config.moe.top_k = std::vector<moe::TopKPhase>{{.until = 2, .k = 1}, {.k = 2}};
+    config.moe.router.type = "noisy_topk";
+    config.moe.balance = {};
+  };
+  auto config = layout_config(layout_case);
+  EXPECT_THROW(train::resolve(config, 1), ConfigError) << "its one weight is always 1 in the first steps";
+  config = layout_config(layout_case);
+  config.moe.top_k = 2;
+  EXPECT_NO_THROW(train::resolve(config, 1));
+}
+
 TEST(TopKSchedule, MemoryIsPlannedForTheMostAndTheTwinForTheLast) {
   const auto config = layout_config(scheduled(2));
   const auto shape = model::model_shape(config.model, config.moe);

@@ -14,13 +14,13 @@ inline train::RunConfig small_config() {
   config.model.vocab_size = 32;
   config.model.hidden_size = 32;
   config.model.num_layers = 2;
-  config.model.num_attention_heads = 4;
-  config.model.num_key_value_heads = 2;
-  config.model.max_seq_len = 12;
+  config.model.num_attention_heads = 8;
+  config.model.num_key_value_heads = 4;
+  config.model.max_seq_len = 32;
   config.model.init_std = 0.2;
   config.moe.expert_hidden_size = 24;
   config.data.train = {{.name = "made up", .path = "made-up"}};
-  config.data.seq_len = 12;
+  config.data.seq_len = 32;
   config.data.document_mask = true;
   config.optim.lr = 1e-2;
   config.optim.min_lr = 1e-3;

@@ -65,8 +65,9 @@ class ExpertTensorDispatcher : public Dispatcher {
   // The sum over ranks of what each has for this one's rows.
   Tensor reduce_scattered(const DispatchPlan& plan, const RowCarrier& carrier, const Tensor& terms) const {
     const int64_t rows = plan.inner->rows_R;
+    Tensor received;  // goes after the works that write it
     std::vector<comm::Work> works;
-    const Tensor received = carrier.start(terms, {plan.recv_counts, std::vector<int64_t>(etp_.size(), rows)}, works);
+    received = carrier.start(terms, {plan.recv_counts, std::vector<int64_t>(etp_.size(), rows)}, works);
     works[0].finish();
     Tensor sum = received.narrow(0, 0, rows);
     for (int r = 1; r < etp_.size(); ++r) kernels::add(sum, received.narrow(0, r * rows, rows));

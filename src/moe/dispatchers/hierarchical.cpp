@@ -55,36 +55,26 @@ class HierarchicalDispatcher : public Dispatcher {
   Rows finish_send(const DispatchPlan& plan, Transfer& transfer) const override {
     finish(transfer);
     const auto& lists = lists_of(plan);
-    const Lane lane{lists.forwarded, lists.received};
-    const Tensor forward = picked(transfer.recv_rows, lists.forward_rows);
-    const Tensor rows = host_.start(forward, lane, transfer.works);
-    Tensor forward_scalars, scalars;
-    if (transfer.recv_scalars.defined()) {
-      forward_scalars = picked(transfer.recv_scalars, lists.forward_pairs);
-      scalars = host_.start(forward_scalars, lane, transfer.works);
-    }
-    finish(transfer);
-    return {picked(rows, plan.source_of_R),
-            scalars.defined() ? picked(scalars, plan.source_of_R).view({-1}) : Tensor()};
+    const bool scalars = transfer.recv_scalars.defined();
+    const Rows here = within_host({picked(transfer.recv_rows, lists.forward_rows),
+                                   scalars ? picked(transfer.recv_scalars, lists.forward_pairs) : Tensor()},
+                                  {lists.forwarded, lists.received});
+    return {picked(here.rows, plan.source_of_R),
+            scalars ? picked(here.scalars, plan.source_of_R).view({-1}) : Tensor()};
   }
 
   // Owner → forwarder is over when this returns; under way is forwarder → source, between hosts.
   Transfer start_give_back(const DispatchPlan& plan, const Tensor& rows_RD, const Tensor& scalars_R) const override {
     const auto& lists = lists_of(plan);
-    const Lane lane{lists.received, lists.forwarded};
+    const bool scalars = scalars_R.defined();
+    const Rows here = within_host(
+        {picked(rows_RD, lists.row_of_pair), scalars ? picked(scalars_R.view({-1, 1}), lists.row_of_pair) : Tensor()},
+        {lists.received, lists.forwarded});
     Transfer transfer;
-    const Tensor rows = picked(rows_RD, lists.row_of_pair);
-    const Tensor collected = host_.start(rows, lane, transfer.works);
-    Tensor scalars, collected_scalars;
-    if (scalars_R.defined()) {
-      scalars = picked(scalars_R.view({-1, 1}), lists.row_of_pair);
-      collected_scalars = host_.start(scalars, lane, transfer.works);
-    }
-    finish(transfer);
-    transfer.send_rows = summed(collected, lists.partial);
+    transfer.send_rows = summed(here.rows, lists.partial);
     transfer.recv_rows = rows_.start(transfer.send_rows, {lists.served_tokens, lists.sent_tokens}, transfer.works);
-    if (scalars_R.defined()) {
-      transfer.send_scalars = picked(collected_scalars, lists.forward_place);
+    if (scalars) {
+      transfer.send_scalars = picked(here.scalars, lists.forward_place);
       transfer.recv_scalars =
           scalars_.start(transfer.send_scalars, {lists.served_pairs, lists.sent_pairs}, transfer.works);
     }
@@ -106,6 +96,16 @@ class HierarchicalDispatcher : public Dispatcher {
   static void finish(Transfer& transfer) {
     for (auto& work : transfer.works) work.finish();
     transfer.works.clear();
+  }
+  // Between the ranks of this host, over when this returns. Where a peer is lost the works go first, then what they
+  // use.
+  Rows within_host(const Rows& sent, const Lane& lane) const {
+    Rows arrived;
+    std::vector<comm::Work> works;
+    arrived.rows = host_.start(sent.rows, lane, works);
+    if (sent.scalars.defined()) arrived.scalars = host_.start(sent.scalars, lane, works);
+    for (auto& work : works) work.finish();
+    return arrived;
   }
 
   RowCarrier rows_, scalars_;  // of all ranks

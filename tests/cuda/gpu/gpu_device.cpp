@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 
+#include "comm/nccl_group.h"
 #include "core/device.h"
 #include "cuda/device_runs.h"
 
@@ -24,6 +25,8 @@ at::Device test_device() { return at::kCUDA; }
 
 NoWaits::NoWaits() { c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_ERROR); }
 NoWaits::~NoWaits() { c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_DISABLED); }
+
+comm::Group device_group() { return comm::Group(comm::make_nccl_world(comm::Group())); }
 
 Tensor to_device(const Tensor& tensor) { return tensor.to(at::kCUDA); }
 
