@@ -16,13 +16,14 @@
 #include "text/ngram.h"
 #include "train/evaluator.h"
 #include "train/run_report.h"
+#include "train/token_activity.h"
 
 namespace conclave::app {
 namespace {
 
 struct EvalOptions {
   std::string run;
-  bool yardsticks = false, experts = false;
+  bool yardsticks = false, experts = false, frequency = false;
   int64_t batches = 0;
   std::string json;
 };
@@ -84,6 +85,16 @@ void print_table(const std::vector<train::Evaluation>& results,
   }
 }
 
+// How many experts frequent and rare tokens take.
+void print_activity(const train::TokenActivity& activity) {
+  fmt::print("\n  experts that compute for a token, by how often it occurs here\n  {:>16} {:>7} {:>9} {:>8}\n",
+             "occurs", "words", "tokens", "experts");
+  for (const auto& band : activity.bands())
+    fmt::print("  {:>16} {:>7} {:>9} {:>8.3f}\n", fmt::format("{} to {}", band.from, band.to - 1), band.words,
+               band.tokens, band.experts);
+  fmt::print("  rank correlation of a word's occurrences and its experts: {:+.3f}\n", activity.rank_correlation());
+}
+
 void write_json(const std::string& path, int64_t step, const std::vector<train::Evaluation>& results,
                 const std::vector<std::optional<Yardstick>>& yardsticks) {
   auto list = checkpoint::Json::array();
@@ -113,7 +124,16 @@ int evaluate_in(comm::World& world, const EvalOptions& options) {
                                     .dp_size = opened.mesh.dp().size()};
   const int64_t batches = options.batches > 0 ? options.batches : config.eval.batches;
   const data::ValidationLoader loader(loading, batches);
-  const auto results = train::evaluate(*opened.model, loader, opened.mesh, opened.step);
+  train::TokenActivity activity(config.model.vocab_size);
+  const auto see = [&](const Batch& batch, nn::Frame& frame) {
+    std::vector<const moe::Decision*> layers;
+    opened.model->loss_view(frame, layers);
+    activity.add(batch, layers);
+  };
+  const bool counts = options.frequency && !opened.model->moe_layers().empty();
+  const auto results =
+      train::evaluate(*opened.model, loader, opened.mesh, opened.step, counts ? see : train::SeeBatch());
+  activity.reduce(opened.mesh.dp());
   if (world.rank() != 0) return 0;
   std::vector<std::optional<Yardstick>> yardsticks;
   if (options.yardsticks) {
@@ -127,6 +147,7 @@ int evaluate_in(comm::World& world, const EvalOptions& options) {
     fmt::print("\n  busiest experts and their share of the tokens\n{}",
                train::expert_table(results, opened.model->moe_layers()));
   }
+  if (counts) print_activity(activity);
   if (!options.json.empty()) write_json(options.json, opened.step, results, yardsticks);
   return 0;
 }
@@ -140,6 +161,7 @@ void add_eval_command(CLI::App& app, std::function<int()>& run) {
   command->add_flag("--yardsticks", options->yardsticks,
                     "also what unigram and bigram counts of the training tokens reach");
   command->add_flag("--experts", options->experts, "also which experts each source uses");
+  command->add_flag("--frequency", options->frequency, "also how many experts frequent and rare tokens take");
   command->add_option("--batches", options->batches,
                       "micro-batches of each source (default: eval.batches, as in training)");
   command->add_option("--json", options->json, "write the figures to this file as well");

@@ -18,6 +18,7 @@ struct OwnBatches {
 struct Evaluated {
   const model::Transformer& model;
   int64_t step;
+  const SeeBatch& see;
 };
 
 // This rank's batches of a source. On the device path their figures come in one read at the end.
@@ -38,6 +39,7 @@ OwnBatches run_batches(const Evaluated& evaluated, const data::ValidationLoader&
     }
     own.losses.push_back(frame.loss_sum);
     totals.add(model, frame);
+    if (evaluated.see) evaluated.see(batch, frame);
   }
   if (model.device_path() == nullptr) return own;
   figures.read();
@@ -50,7 +52,7 @@ OwnBatches run_batches(const Evaluated& evaluated, const data::ValidationLoader&
 }  // namespace
 
 std::vector<Evaluation> evaluate(model::Transformer& model, const data::ValidationLoader& loader,
-                                 const parallel::Mesh& mesh, int64_t updates) {
+                                 const parallel::Mesh& mesh, int64_t updates, const SeeBatch& see) {
   std::vector<Evaluation> results;
   model.refresh();
   const int64_t ranks = mesh.dp().size();
@@ -58,7 +60,7 @@ std::vector<Evaluation> evaluate(model::Transformer& model, const data::Validati
     const int64_t count = loader.batches_per_rank(s);
     std::vector<double> all_losses(count * ranks), all_targets(count * ranks);
     model::RoutingTotals totals(model);
-    const auto [losses, targets] = run_batches({model, std::max<int64_t>(updates - 1, 0)}, loader, s, totals);
+    const auto [losses, targets] = run_batches({model, std::max<int64_t>(updates - 1, 0), see}, loader, s, totals);
     mesh.dp().all_gather(std::span<const double>(losses), std::span<double>(all_losses));
     mesh.dp().all_gather(std::span<const double>(targets), std::span<double>(all_targets));
     // Batch i of rank r is number i·ranks + r of the source.
