@@ -156,7 +156,7 @@ const std::vector<BadConfig> kUnbuilt = {
     {"BaseWithCapacity", "moe: {top_k: 1, router: {type: base}, capacity: {factor: 2}}\n", "3:58", "remove this"},
     {"BaseOptionsOfAnother", "moe: {router: {base: {epsilon: 0.1}}}\n", "3:22", "options of type base"},
     {"BaseWithASwitchLoss", "moe: {top_k: 1, router: {type: base}, balance: {losses: [{type: switch, coef: 0.1}]}}\n",
-     "3:66", "needs scores that it may even out"},
+     "3:65", "needs scores that it may even out"},
     {"DefaultMoeForgetsAll", "moe: {router: {type: default_moe, default_moe: {decay: 1}}}\n", "3:56", "less than 1"},
     {"DefaultMoeAndSigmoid", "moe: {router: {type: default_moe, score: sigmoid}}\n", "3:42",
      "means nothing to moe.router.type default_moe"},
