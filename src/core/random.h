@@ -21,6 +21,7 @@ enum class Purpose : uint32_t {
   kRouterSecond = 9,
   kHashTable = 12,
   kRouterSample = 13,
+  kExpertDropout = 14,
 };
 
 // One block of Philox4x32-10: four words from a 128-bit counter and a 64-bit key.

@@ -48,6 +48,7 @@ void set_router(const moe::RouterConfig& config, LayerShape& layer) {
   for (const auto& block : router->blocks(shape)) layer.router_columns += block.columns;
   layer.home_experts = router->home_experts();
   layer.home_terms = router->home_terms();
+  layer.home_kept = !router->kept_vectors().empty();
   layer.mean_picks = router->planned_picks(shape);
 }
 

@@ -17,6 +17,7 @@ struct LayerShape {
   int64_t num_experts = 0;        // E after granularity
   int64_t home_experts = 0;       // besides, that compute nothing (null experts, copies)
   int64_t home_terms = 0;         // numbers of a token that weigh what is added at home: its input and vectors
+  bool home_kept = false;         // those vectors are what the router keeps, no parameters
   int64_t top_k = 0;              // k after granularity
   double mean_picks = 0;          // experts that FLOPs are planned for: k where nothing else is known
   int64_t most_picks = 0;         // experts that a token may be sent to
@@ -31,7 +32,7 @@ struct LayerShape {
   bool residual_dense = false;  // Arctic: a dense FFN of ffn_width beside the experts, which read the block input
 
   // Parameters [D] among what is added at home.
-  int64_t home_vectors() const { return home_terms > 1 ? home_terms - 1 : 0; }
+  int64_t home_vectors() const { return home_terms > 1 && !home_kept ? home_terms - 1 : 0; }
   bool operator==(const LayerShape&) const = default;
 };
 

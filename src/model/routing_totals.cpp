@@ -30,6 +30,8 @@ RoutingTotals::RoutingTotals(const Transformer& model) {
     totals.selected_E.assign(columns, 0);
     totals.dispatched_E.assign(E, 0);
     totals.losses.assign(model.balancer().losses().size(), 0.0);
+    if (model.router(static_cast<int>(layers_.size())).reads_outputs())
+      totals.outputs_ED.assign(E * model.shape().hidden, 0);
     layers_.push_back(std::move(totals));
   }
 }
@@ -37,6 +39,12 @@ RoutingTotals::RoutingTotals(const Transformer& model) {
 void RoutingTotals::add(const Transformer& model, nn::Frame& frame) {
   std::vector<const moe::Decision*> decisions;
   add(model, model.loss_view(frame, decisions));
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const moe::OutputSums* own = model.outputs(frame, static_cast<int>(l));
+    if (own == nullptr) continue;
+    const size_t first = model.mesh().ep().rank() * own->size();
+    for (size_t i = 0; i < own->size(); ++i) layers_[l].outputs_ED[first + i] += (*own)[i];
+  }
 }
 
 void RoutingTotals::add(const Transformer& model, const moe::LossView& view) {
@@ -84,6 +92,11 @@ void RoutingTotals::reduce(const comm::Group& dp) {
       value = tree_sum(std::span<const double>(terms));
     });
   }
+}
+
+void RoutingTotals::reduce_outputs(const comm::Group& world) {
+  for (auto& layer : layers_)
+    if (!layer.outputs_ED.empty()) world.all_reduce(std::span<int64_t>(layer.outputs_ED));
 }
 
 void RoutingTotals::end_step(Transformer& model) const {

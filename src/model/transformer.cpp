@@ -60,6 +60,11 @@ const moe::DeviceDecision& Transformer::device_decision(nn::Frame& frame, int mo
   return frame.object_as<moe::DeviceDecision>(decisions_[moe_layer]);
 }
 
+const moe::OutputSums* Transformer::outputs(nn::Frame& frame, int moe_layer) const {
+  const auto& slot = outputs_[moe_layer];
+  return slot && frame.training() ? &frame.object_as<moe::OutputSums>(*slot) : nullptr;
+}
+
 moe::LossView Transformer::loss_view(nn::Frame& frame, std::vector<const moe::Decision*>& storage) const {
   storage.clear();
   for (size_t l = 0; l < decisions_.size(); ++l) storage.push_back(&decision(frame, static_cast<int>(l)));

@@ -14,6 +14,7 @@
 #include "moe/device_route.h"
 #include "moe/dispatcher.h"
 #include "moe/dispatcher_choice.h"
+#include "moe/output_sums.h"
 #include "moe/route_stage.h"
 #include "nn/stage.h"
 #include "parallel/mesh.h"
@@ -77,6 +78,9 @@ class Transformer {
   const moe::Balancer& balancer() const { return balancer_; }
   const moe::Decision& decision(nn::Frame& frame, int moe_layer) const;               // host path
   const moe::DeviceDecision& device_decision(nn::Frame& frame, int moe_layer) const;  // device path
+  // Sums of what this rank's experts gave in a frame whose forward has run; null in an evaluation, and where
+  // nobody wants them.
+  const moe::OutputSums* outputs(nn::Frame& frame, int moe_layer) const;
   // All decisions of a frame, as losses see them; `storage` keeps what the view points to.
   moe::LossView loss_view(nn::Frame& frame, std::vector<const moe::Decision*>& storage) const;
 
@@ -107,6 +111,7 @@ class Transformer {
   std::unique_ptr<kernels::HostReads> reads_ = std::make_unique<kernels::HostReads>();
   std::unique_ptr<moe::DeviceState> device_state_;  // null on the host path
   std::vector<nn::Slot> decisions_;
+  std::vector<std::optional<nn::Slot>> outputs_;  // of the MoE layers: object OutputSums
   nn::ParameterId head_ = 0;
   nn::Slot hidden_ = 0;
 };

@@ -69,6 +69,7 @@ class TransformerBuilder {
   void chunked_exchange(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& whole);
   bool resends() const;
   std::vector<moe::ExpertWeights> expert_weights(const Name& name, const LayerShape& layer);
+  std::optional<moe::ExpertDropout> expert_dropout(const LayerShape& layer, int moe_layer) const;
 
   Transformer& m_;
   const TransformerConfig& config_;

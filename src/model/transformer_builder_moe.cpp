@@ -35,6 +35,18 @@ std::vector<moe::ExpertWeights> TransformerBuilder::expert_weights(const Name& n
   return weights;
 }
 
+std::optional<moe::ExpertDropout> TransformerBuilder::expert_dropout(const LayerShape& layer, int moe_layer) const {
+  if (config_.moe.experts.dropout == 0) return std::nullopt;
+  const comm::Group &ep = m_.mesh_.ep(), &etp = m_.mesh_.etp();
+  return moe::ExpertDropout(config_.moe.experts.dropout,
+                            {.seed = config_.seed,
+                             .layer = moe_layer,
+                             .experts = layer.num_experts,
+                             .first_expert = layer.num_experts / ep.size() * ep.rank(),
+                             .expert_width = layer.expert_width,
+                             .first_column = nn::slice_of(0, layer.expert_width, etp.rank(), etp.size()).begin});
+}
+
 std::vector<nn::ParameterId> TransformerBuilder::router_blocks(const Name& name,
                                                                const std::vector<moe::ScoreBlock>& blocks) {
   const moe::RouterConfig& router = config_.moe.router;
@@ -81,7 +93,8 @@ void TransformerBuilder::route(const Name& name, const LayerShape& layer, moe::R
                                     .top_k = layer.top_k,
                                     .vocab = shape_.vocab,
                                     .seed = config_.seed,
-                                    .layer = slots.layer},
+                                    .layer = slots.layer,
+                                    .hidden = shape_.hidden},
                           .observer = config_.choices,
                           .tp = tp_};
   const auto router = moe::Router::make(config_.moe.router, config.shape);
@@ -120,10 +133,13 @@ Slot TransformerBuilder::gated(const Name& name, Slot input, Slot routed, Slot d
 Slot TransformerBuilder::with_home(const Name& name, const LayerShape& layer, const moe::RouteSlots& slots,
                                    Slot routed) {
   if (!slots.home) return routed;
-  std::optional<nn::ParameterId> vectors;
-  if (layer.home_vectors() > 0) {
+  moe::HomeVectors vectors;
+  if (layer.home_kept) {
+    vectors = {.state = &m_.state_.layers[m_.routers_.size() - 1],
+               .name = std::string(m_.routers_.back()->kept_vectors())};
+  } else if (layer.home_vectors() > 0) {
     const std::vector<int64_t> shape{layer.home_vectors(), shape_.hidden};
-    vectors = m_.parameters_.add(
+    vectors.learned = m_.parameters_.add(
         {.parts = {{name("moe.home.vectors"), shape}}, .shape = shape, .partial = tp_.size() > 1, .init_std = std_});
   }
   const Slot output = m_.slots_.add(name("moe.home.output"));
@@ -180,20 +196,24 @@ TransformerBuilder::RoutedSlots TransformerBuilder::moe_branch(const Name& name,
   const auto slot = [&](const char* what) { return m_.slots_.add(name(std::string("moe.") + what)); };
   if (config_.device) return device_moe_branch(name, layer, input);
   const Slot decision = m_.decisions_[m_.routers_.size()];
-  const moe::ExchangeSlots slots{.input = input,
-                                 .weights = slot("weights"),
-                                 .decision = decision,
-                                 .plan = slot("plan"),
-                                 .rows = slot("rows"),
-                                 .gates = slot("gates"),
-                                 .results = slot("results"),
-                                 .output = slot("output")};
+  const auto dropout = expert_dropout(layer, static_cast<int>(m_.routers_.size()));
+  moe::ExchangeSlots slots{.input = input,
+                           .weights = slot("weights"),
+                           .decision = decision,
+                           .plan = slot("plan"),
+                           .rows = slot("rows"),
+                           .gates = slot("gates"),
+                           .results = slot("results"),
+                           .output = slot("output")};
+  if (dropout) slots.tokens = slot("tokens");
   moe::RouteSlots of_route{
       .input = input, .weights = slots.weights, .decision = decision, .all_decisions = m_.decisions_};
   if (layer.home_terms > 0) of_route.home = slot("home");
   if (layer.fallback_width > 0) of_route.lost = slot("lost");
   route(name, layer, of_route);
-  const moe::Experts experts(m_.parameters_, expert_weights(name, layer));
+  if (m_.routers_.back()->reads_outputs()) slots.outputs = slot("outputs");
+  m_.outputs_.push_back(slots.outputs);
+  const moe::Experts experts(m_.parameters_, expert_weights(name, layer), dropout);
   if (config_.chunks > 1) {
     chunked_exchange(name, experts, slots);
     return {slots.output, of_route};
@@ -210,6 +230,7 @@ TransformerBuilder::RoutedSlots TransformerBuilder::device_moe_branch(const Name
   check(config_.choices == nullptr, "nobody sees or replaces the choices of the device path");
   const auto slot = [&](const char* what) { return m_.slots_.add(name(std::string("moe.") + what)); };
   const Slot weights = slot("weights"), decision = m_.decisions_[m_.routers_.size()];
+  m_.outputs_.push_back({});
   route(name, layer, {.input = input, .weights = weights, .decision = decision, .all_decisions = m_.decisions_});
   const auto experts = expert_weights(name, layer);
   const comm::Group& ep = m_.mesh_.ep();
@@ -255,7 +276,9 @@ void TransformerBuilder::chunked_exchange(const Name& name, const moe::Experts& 
                       .gates = slot("gates"),
                       .results = slot("results"),
                       .output = slot("output"),
+                      .outputs = whole.outputs,
                       .planned = true});
+    if (whole.tokens) chunks.back().tokens = slot("tokens");
     const moe::ExchangeSlots& chunk = chunks.back();
     cut.chunks.push_back({chunk.input, chunk.weights, chunk.decision, chunk.plan});
     outputs.push_back(chunks.back().output);

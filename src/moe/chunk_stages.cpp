@@ -50,6 +50,8 @@ void CutTokens::forward(nn::Frame& frame) {
   Pairs pairs(chunks);
   for (int64_t c = 0; c < chunks; ++c) {
     Decision decision;
+    decision.first_token =
+        frame.object_as<Decision>(slots_.decision).first_token + first_token(c, chunks, routing.tokens);
     decision.routing =
         part_of(routing, first_token(c, chunks, routing.tokens), first_token(c + 1, chunks, routing.tokens), pairs[c]);
     const ChunkSlots& chunk = slots_.chunks[c];

@@ -11,15 +11,17 @@ namespace conclave::moe {
 
 // Slots of one MoE layer's exchange, shared by its stages.
 struct ExchangeSlots {
-  nn::Slot input;        // x [T, D]
-  nn::Slot weights;      // [N]
-  nn::Slot decision;     // object: Decision
-  nn::Slot plan;         // object: DispatchPlan
-  nn::Slot rows;         // [R, D]
-  nn::Slot gates;        // [R]
-  nn::Slot results;      // [R, D]
-  nn::Slot output;       // y [T, D]
-  bool planned = false;  // somebody has made the plan before the dispatch begins
+  nn::Slot input;                        // x [T, D]
+  nn::Slot weights;                      // [N]
+  nn::Slot decision;                     // object: Decision
+  nn::Slot plan;                         // object: DispatchPlan
+  nn::Slot rows;                         // [R, D]
+  nn::Slot gates;                        // [R]
+  nn::Slot results;                      // [R, D]
+  nn::Slot output;                       // y [T, D]
+  std::optional<nn::Slot> tokens = {};   // object: global token ids of the rows [R], where experts have dropout
+  std::optional<nn::Slot> outputs = {};  // object: OutputSums of this rank's experts in training, where wanted
+  bool planned = false;                  // somebody has made the plan before the dispatch begins
 };
 
 class Dispatch : public nn::ExchangeStage {
@@ -39,7 +41,13 @@ class Dispatch : public nn::ExchangeStage {
   void finish_backward(nn::Frame& frame) override;
 
  private:
+  struct UnderWay {
+    Transfer rows;
+    std::optional<Transfer> tokens;  // global ids
+  };
   void send(nn::Frame& frame);
+  // After the rows: experts draw by them what a token loses. Kept, so that nobody sends them again.
+  void send_tokens(nn::Frame& frame);
 
   const Dispatcher& dispatcher_;
   ExchangeSlots slots_;
@@ -61,6 +69,7 @@ class ExpertStage : public nn::Stage {
 
  private:
   Rows arrived(nn::Frame& frame) const;
+  Segments segments(nn::Frame& frame) const;
 
   Experts experts_;
   ExchangeSlots slots_;

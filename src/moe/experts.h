@@ -4,10 +4,13 @@
 // the pre-activations. R rows incl. padding, D model width, F expert width.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "moe/dispatcher.h"
+#include "moe/expert_dropout.h"
+#include "moe/output_sums.h"
 #include "nn/parameters.h"
 
 namespace conclave::moe {
@@ -20,11 +23,16 @@ struct ExpertWeights {
 struct Segments {
   std::span<const Segment> all;
   const comm::Group& link;
+  // What dropout draws by, in training with it: the rows' global token ids, and the step.
+  std::span<const int64_t> tokens_R = {};
+  int64_t step = 0;
 };
 
 class Experts {
  public:
-  Experts(const nn::Parameters& parameters, std::vector<ExpertWeights> local_experts);
+  Experts(const nn::Parameters& parameters, std::vector<ExpertWeights> local_experts,
+          std::optional<ExpertDropout> dropout = {});
+  bool has_dropout() const { return dropout_.has_value(); }
 
   struct Saved {
     Tensor h_R2F;                    // gate and up before the activation
@@ -38,15 +46,19 @@ class Experts {
   Tensor backward_input(const Segments& segments, const Rows& in, const Tensor& dout_RD, Saved& saved,
                         Tensor& din_RD) const;
   void backward_weight(const Segments& segments, const Rows& in, const Saved& saved, nn::Gradients& gradients) const;
+  // Adds the sums of what forward gave each expert's rows, without gates and dropout: [local experts, D].
+  void add_outputs(const Segments& segments, const Saved& saved, OutputSums& sums) const;
   std::vector<nn::ParameterId> parameters() const;
 
  private:
   // y[segment] = x[segment] · Wᵀ, or · W, with W the segment's expert's `member`.
   void product(const Segments& segments, const Tensor& x, nn::ParameterId ExpertWeights::*member, bool transposed,
                Tensor& y) const;
+  void drop(const Segments& segments, Tensor& act_RF) const;
 
   const nn::Parameters& parameters_;
   std::vector<ExpertWeights> experts_;
+  std::optional<ExpertDropout> dropout_;
 };
 
 }  // namespace conclave::moe

@@ -12,21 +12,24 @@ Tensor of_x(const Tensor& home_TV) { return home_TV.select(1, 0).contiguous(); }
 
 }  // namespace
 
-HomeStage::HomeStage(nn::StageSite site, const nn::Parameters& parameters, std::optional<nn::ParameterId> vectors,
-                     HomeSlots slots)
-    : Stage(std::move(site)), parameters_(parameters), vectors_(vectors), slots_(slots) {}
+HomeStage::HomeStage(nn::StageSite site, const nn::Parameters& parameters, HomeVectors vectors, HomeSlots slots)
+    : Stage(std::move(site)), parameters_(parameters), vectors_(std::move(vectors)), slots_(slots) {}
+
+Tensor HomeStage::vectors(const Tensor& rows) const {
+  if (vectors_.learned) return parameters_.value(*vectors_.learned);
+  return vectors_.state != nullptr ? vectors_.state->get(vectors_.name).to(rows.scalar_type()) : Tensor();
+}
 
 std::vector<nn::ParameterId> HomeStage::parameters() const {
-  if (!vectors_) return {};
-  return {*vectors_};
+  if (!vectors_.learned) return {};
+  return {*vectors_.learned};
 }
 
 void HomeStage::forward(nn::Frame& frame) {
   const Tensor& home = frame.value(slots_.home);
   Tensor y = frame.value(slots_.routed).clone();
   kernels::add_scaled_rows(frame.value(slots_.input), of_x(home), y);
-  if (vectors_) {
-    const Tensor vectors = parameters_.value(*vectors_);
+  if (const Tensor vectors = this->vectors(y); vectors.defined()) {
     by_dtype(y, [&](auto zero) {
       using T = decltype(zero);
       const auto h = elements<T>(home), v = elements<T>(vectors), out = elements<T>(y);
@@ -44,8 +47,7 @@ void HomeStage::backward_input(nn::Frame& frame) {
   const Tensor &x = frame.value(slots_.input), &home = frame.value(slots_.home);
   Tensor dhome = at::empty_like(home);
   dhome.select(1, 0).copy_(kernels::row_products(dy, x));
-  if (vectors_) {
-    const Tensor vectors = parameters_.value(*vectors_);
+  if (const Tensor vectors = this->vectors(dy); vectors.defined()) {
     by_dtype(dy, [&](auto zero) {
       using T = decltype(zero);
       const auto g = elements<T>(dy), v = elements<T>(vectors), out = elements<T>(dhome);
@@ -65,10 +67,10 @@ void HomeStage::backward_input(nn::Frame& frame) {
 }
 
 void HomeStage::backward_weight(nn::Frame& frame) {
-  if (vectors_) {
+  if (vectors_.learned) {
     const Tensor& dy = frame.grad(slots_.output);
     const Tensor& home = frame.value(slots_.home);
-    const Tensor gradient = frame.gradients().view(parameters_[*vectors_]);
+    const Tensor gradient = frame.gradients().view(parameters_[*vectors_.learned]);
     by_dtype(dy, [&](auto zero) {
       using T = decltype(zero);
       const auto g = elements<T>(dy), h = elements<T>(home), out = elements<T>(gradient);

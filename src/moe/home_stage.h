@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // What experts that compute nothing add at a token's home, without any exchange: y_t = routed_t + h_t0 x_t +
 // Σ_v h_tv V_v, h [T, 1 + n] the home terms of the router, V [n, D] vectors of the layer (Jin et al. 2024, MoE++, arXiv
-// 2410.07348).
+// 2410.07348), or mean outputs that the router keeps (Panda et al. 2025, arXiv 2504.12463).
 #pragma once
 
 #include <optional>
+#include <string>
 
+#include "moe/method_state.h"
 #include "nn/stage.h"
 
 namespace conclave::moe {
@@ -14,11 +16,16 @@ struct HomeSlots {
   nn::Slot routed, input, home, output;
 };
 
+// V: a parameter, or what a router keeps under `name` in a state that outlives the stage; none where only x is added.
+struct HomeVectors {
+  std::optional<nn::ParameterId> learned = {};
+  const MethodState* state = nullptr;
+  std::string name = {};
+};
+
 class HomeStage : public nn::Stage {
  public:
-  // `vectors` [n, D]; none where only x is added.
-  HomeStage(nn::StageSite site, const nn::Parameters& parameters, std::optional<nn::ParameterId> vectors,
-            HomeSlots slots);
+  HomeStage(nn::StageSite site, const nn::Parameters& parameters, HomeVectors vectors, HomeSlots slots);
   std::vector<nn::Slot> inputs() const override { return {slots_.routed, slots_.input, slots_.home}; }
   std::vector<nn::Slot> outputs() const override { return {slots_.output}; }
   std::vector<nn::ParameterId> parameters() const override;
@@ -27,8 +34,11 @@ class HomeStage : public nn::Stage {
   void backward_weight(nn::Frame& frame) override;
 
  private:
+  // [n, D] in the type of `rows`; undefined where only x is added.
+  Tensor vectors(const Tensor& rows) const;
+
   const nn::Parameters& parameters_;
-  std::optional<nn::ParameterId> vectors_;
+  HomeVectors vectors_;
   HomeSlots slots_;
 };
 

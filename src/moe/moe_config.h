@@ -157,7 +157,12 @@ struct FallbackConfig {
 
 struct ExpertsConfig {
   std::string backend = "auto";
-  void fields(auto&& field) { field("backend", backend, "grouped product: auto"); }
+  double dropout = 0.0;
+  void fields(auto&& field) {
+    field("backend", backend, "grouped product: auto");
+    field("dropout", dropout, "share of an expert's hidden activations that a token loses in training; 0 = none",
+          config::kDecayRate);
+  }
 };
 
 struct DispatchConfig {

@@ -33,6 +33,7 @@ struct RouteShape {
   int64_t vocab = 0;
   uint64_t seed = 1;
   int layer = 0;  // among the MoE layers
+  int64_t hidden = 0;
 };
 
 struct RouteInput {
@@ -62,6 +63,10 @@ class Router {
   virtual int64_t home_experts() const { return 0; }
   // Columns of home_TV: 0 = there is none, 1 = x alone, else x and vectors that are parameters.
   virtual int64_t home_terms() const { return 0; }
+  // The state [home_terms - 1, D] whose rows are those vectors instead; empty = they are parameters.
+  virtual std::string_view kept_vectors() const { return {}; }
+  // Whether end_step reads the outputs of experts.
+  virtual bool reads_outputs() const { return false; }
   // Experts of a token that compute, as far as one can plan.
   virtual double planned_picks(const RouteShape& shape) const { return static_cast<double>(shape.top_k); }
   // Among how many experts balanced choices spread evenly, each that computes counting as one.

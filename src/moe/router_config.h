@@ -88,6 +88,23 @@ struct ZeroComputeConfig {
   }
 };
 
+struct BaseConfig {
+  double epsilon = 0.02;
+  int64_t sweeps = 1000;
+  void fields(auto&& field) {
+    field("epsilon", epsilon, "least rise of a bid, as a share of the scores' range; the assignment is best within it",
+          config::kPositive);
+    field("sweeps", sweeps, "bids of a token on average after which the others take what is free", config::kSize);
+  }
+};
+
+struct DefaultMoeConfig {
+  double decay = 0.9;
+  void fields(auto&& field) {
+    field("decay", decay, "of each expert's mean output, once per optimizer step", config::kDecayRate);
+  }
+};
+
 struct RouterConfig {
   std::string type = "topk";
   Score score = Score::kSoftmax;
@@ -113,6 +130,8 @@ struct RouterConfig {
   std::optional<HierarchicalConfig> hierarchical = {};
   std::optional<NullExpertsConfig> null_experts = {};
   std::optional<ZeroComputeConfig> zero_compute = {};
+  std::optional<BaseConfig> base = {};
+  std::optional<DefaultMoeConfig> default_moe = {};
   std::optional<std::string> record;
   std::optional<std::string> replay;
 
@@ -148,6 +167,8 @@ struct RouterConfig {
     field("hierarchical", hierarchical, "options of type hierarchical");
     field("null_experts", null_experts, "options of type null_experts");
     field("zero_compute", zero_compute, "options of type zero_compute");
+    field("base", base, "options of type base");
+    field("default_moe", default_moe, "options of type default_moe");
     field("record", record, "write chosen expert ids here");
     field("replay", replay, "take expert ids from such a recording");
   }

@@ -15,6 +15,7 @@ struct StepTotals {
   std::vector<double> losses = {};      // raw value of each auxiliary loss, weighted by targets
   std::vector<double> sums = {};        // of what the router counts for itself
   double targets = 0;
+  std::vector<int64_t> outputs_ED = {};  // what experts gave, see output_sums.h; empty where the router reads none
 };
 
 }  // namespace conclave::moe

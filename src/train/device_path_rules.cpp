@@ -33,6 +33,7 @@ void find_methods(const RunConfig& config, Obstacles& found) {
     found.push_back({"moe.branch", "a dense FFN beside the experts", "use serial"});
   if (config.moe.shared_merge != "add")
     found.push_back({"moe.shared_merge", "a mean with the shared expert", "use add"});
+  if (config.moe.experts.dropout > 0) found.push_back({"moe.experts.dropout", "dropout in experts", "set 0"});
   if (config.moe.fallback) found.push_back({"moe.fallback", "a fallback expert", "set null"});
   if (router.frozen) found.push_back({"moe.router.frozen", "a router that does not learn", "set false"});
   if (router.jitter > 0) found.push_back({"moe.router.jitter", "jitter", "set 0"});

@@ -22,7 +22,7 @@ struct RouterUse {
 void check_type(const RunConfig& config, Rules& rules) {
   std::vector<std::string> built;
   for (const auto& row : moe::Router::table()) built.emplace_back(row.info.type);
-  rules.one_of("moe.router.type", config.moe.router.type, built, {"base", "default_moe", "lory"});
+  rules.one_of("moe.router.type", config.moe.router.type, built, {"dense_backprop_group", "lory"});
   const auto* row = moe::Router::find(config.moe.router.type);
   const bool leaks = row != nullptr && row->info.causality == moe::Causality::kLeaky;
   rules.warn_if(
@@ -51,6 +51,14 @@ void check_zero_compute(const RunConfig& config, Rules& rules) {
                 "there is no zero-compute expert; use type topk");
 }
 
+void check_base(const RunConfig& config, Rules& rules) {
+  if (config.moe.router.type != "base") return;
+  rules.require(config.moe.top_k.most() * config.moe.granularity == 1, {"moe.top_k", "moe.router.type"},
+                "type base assigns each token to one expert: set top_k 1 and granularity 1");
+  rules.require(!config.moe.capacity.factor, {"moe.capacity.factor", "moe.router.type"},
+                "experts of moe.router.type base take T / E tokens each; remove this");
+}
+
 void check_context(const RunConfig& config, Rules& rules) {
   const moe::RouterConfig& router = config.moe.router;
   rules.require(!router.context || router.jitter == 0, {"moe.router.context", "moe.router.jitter"},
@@ -70,10 +78,13 @@ void check_options(const RunConfig& config, Rules& rules) {
   own("sparsemixer", router.sparsemixer.has_value());
   own("hierarchical", router.hierarchical.has_value());
   own("null_experts", router.null_experts.has_value());
+  own("base", router.base.has_value());
+  own("default_moe", router.default_moe.has_value());
   const RouterUse use{router.type};
   own("zero_compute", router.zero_compute.has_value());
   check_nulls(config, rules);
   check_zero_compute(config, rules);
+  check_base(config, rules);
   check_context(config, rules);
   rules.require(!config.moe.capacity.factor || !use.is({"expert_choice"}), {"moe.capacity.factor"},
                 "experts of moe.router.type expert_choice take k * T / E tokens each; remove this");
@@ -196,14 +207,14 @@ void check_loss(const RunConfig& config, size_t index, Rules& rules) {
     case LossType::kSwitch:
       rules.require(loss.level != moe::Level::kGlobal || !router.is({"null_experts", "zero_compute"}),
                     {path + ".level", "moe.router.type"}, "level global does not count experts that compute nothing");
-      return needs(!router.is({"relu", "hash", "sinkhorn", "expert_choice"}),
+      return needs(!router.is({"relu", "hash", "sinkhorn", "base", "expert_choice"}),
                    "a switch loss needs scores that it may even out");
     case LossType::kZ:
       return needs(!router.is({"relu", "hash", "hierarchical"}), "a z-loss needs logits of one softmax or sigmoid");
     case LossType::kDevice:
     case LossType::kCommunication:
       check_devices(config, index, rules);
-      return needs(!router.is({"relu", "hash", "sinkhorn", "expert_choice", "null_experts", "zero_compute"}),
+      return needs(!router.is({"relu", "hash", "sinkhorn", "base", "expert_choice", "null_experts", "zero_compute"}),
                    "a loss over devices needs scores that it may even out");
     case LossType::kVariance:
       return needs(!router.is({"hash", "zero_compute"}), "a variance loss needs weights of experts that compute");
@@ -213,7 +224,7 @@ void check_loss(const RunConfig& config, size_t index, Rules& rules) {
       rules.require(!router.is({"sinkhorn"}) || least_top_k(config.moe) > 1,
                     {path + ".type", "moe.router.type", "moe.top_k"},
                     "an entropy loss is of a softmax, and sinkhorn with one expert for each token scores by a sigmoid");
-      return needs(!router.is({"relu", "hash"}), "an entropy loss needs a softmax");
+      return needs(!router.is({"relu", "hash", "base"}), "an entropy loss needs a softmax");
     case LossType::kImportance:
       return needs(!router.is({"hash", "null_experts", "zero_compute"}), "an importance loss needs weights that learn");
     case LossType::kLoad:

@@ -86,12 +86,13 @@ void check_shapes(const RunConfig& config, Rules& rules) {
                 "a mean with the shared expert needs the same number of experts for each token in every step");
   rules.require(!moe.fallback || moe.capacity.factor, {"moe.fallback", "moe.capacity.factor"},
                 "training refuses nothing without a capacity; set moe.capacity.factor or remove this");
-  const bool at_home = moe.router.type == "null_experts" || moe.router.type == "zero_compute";
+  const bool at_home =
+      moe.router.type == "null_experts" || moe.router.type == "zero_compute" || moe.router.type == "default_moe";
   rules.require(!mean || !at_home, {"moe.shared_merge", "moe.router.type"},
                 "a mean with the shared expert needs the same number of experts for each token, and some stay at home");
-  rules.require(moe.router.type != "zero_compute" || !moe.capacity.renormalize,
+  rules.require((moe.router.type != "zero_compute" && moe.router.type != "default_moe") || !moe.capacity.renormalize,
                 {"moe.capacity.renormalize", "moe.router.type"},
-                "would scale the experts that compute and not those that stay at home");
+                "would scale the experts that compute and not what is added at home");
   rules.require(!moe.fallback || !moe.capacity.renormalize, {"moe.fallback", "moe.capacity.renormalize"},
                 "the fallback expert gets the weights that capacity refused, and renormalising gives them to others");
 }

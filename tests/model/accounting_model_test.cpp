@@ -62,6 +62,8 @@ INSTANTIATE_TEST_SUITE_P(
                c.moe.router.type = "zero_compute";
                c.moe.router.zero_compute = {.zero = 1, .copy = 1, .constant = 2};
              }},
+        Case{"base", [](auto& c) { c.moe.router.type = "base", c.moe.top_k = 1; }},
+        Case{"default_moe", [](auto& c) { c.moe.router.type = "default_moe"; }},
         Case{"context", [](auto& c) { c.moe.router.context = true; }},
         Case{"context_of_all_layers", [](auto& c) { c.moe.router.context = true, c.moe.router.share = "model"; }},
         Case{"parallel", [](auto& c) { c.moe.branch = moe::Branch::kParallel; }},

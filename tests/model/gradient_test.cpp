@@ -3,6 +3,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
 
+#include "kernels/tensor_checks.h"
 #include "model/executors/sequential.h"
 #include "support/tiny_models.h"
 
@@ -46,6 +47,9 @@ TEST_P(GradientTest, EqualsFiniteDifferences) {
   config.dtype = at::kDouble;
   GetParam().change(config);
   model::Transformer m(config);
+  for (const auto& layer : m.state().layers)
+    if (const Tensor means = layer.get("default_outputs"); means.defined())
+      means.copy_(kernels::random_tensor(means.sizes().vec(), at::kFloat, 4));
   Batch batch = testing::random_batch(2, 9, config.model.vocab_size, 3);
   batch.loss_mask[4] = 0;
   for (int i = 15; i < 18; ++i) batch.segment_ids[i] = -1, batch.loss_mask[i] = 0;  // padding at the end of the second
@@ -77,6 +81,14 @@ std::vector<Case> cases() {
   const auto loss = [](BalanceLoss loss) { return [loss](TransformerConfig& c) { c.moe.balance.losses = {loss}; }; };
   return {
       {"Plain", [](TransformerConfig&) {}},
+      {"DefaultMoe",
+       [](TransformerConfig& c) {
+         c.moe.router.type = "default_moe";
+         c.moe.router.routed_scaling_factor = 1.5;
+         c.moe.balance.losses = {{.coef = 0.1}};
+       }},
+      {"Base", [](TransformerConfig& c) { c.moe.router.type = "base", c.moe.top_k = 1; }},
+      {"ExpertDropout", [](TransformerConfig& c) { c.moe.experts.dropout = 0.4; }},
       {"DenseFirst",
        [](TransformerConfig& c) {
          c.moe.layers = LayerPattern{1, 1};

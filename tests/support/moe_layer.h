@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "comm/group.h"
+#include "kernels/tensor_checks.h"
 #include "moe/dispatch_stages.h"
 #include "moe/home_stage.h"
 #include "support/moe_reference.h"
@@ -29,6 +30,7 @@ struct LayerResult {
   std::vector<ReferenceWeights> dexperts;  // one for each source rank; router_ED undefined; local experts
   moe::Decision decision;
   moe::DispatchPlan plan;
+  moe::OutputSums outputs;  // of training
 };
 
 class MoeLayer {
@@ -37,7 +39,7 @@ class MoeLayer {
            uint64_t seed = 1)
       : size_(size), ranks_(ep.size()), dispatcher_(moe::Dispatcher::make(config.dispatch, ep)) {
     const int64_t E = size.experts, D = size.width, F = size.expert_width, local = E / ep.size();
-    const moe::RouteShape shape{.experts = E, .top_k = size.top_k, .vocab = 64, .seed = seed};
+    const moe::RouteShape shape{.experts = E, .top_k = size.top_k, .vocab = 64, .seed = seed, .hidden = D};
     const auto router = moe::Router::make(config.router, shape);
     for (const auto& block : router->blocks(shape))
       blocks_.push_back(
@@ -50,13 +52,26 @@ class MoeLayer {
       experts_.push_back({expert("gate_up", {2 * F, D}), expert("down", {D, F})});
     }
     const int64_t vectors = router->home_terms() - 1;
-    if (vectors > 0)
-      vectors_ = parameters_.add({.parts = {{"vectors", {vectors, D}}}, .shape = {vectors, D}, .init_std = 1.0});
+    if (vectors > 0 && router->kept_vectors().empty())
+      vectors_.learned =
+          parameters_.add({.parts = {{"vectors", {vectors, D}}}, .shape = {vectors, D}, .init_std = 1.0});
     parameters_.allocate(dtype, seed);
     const std::vector<int64_t> experts{E};
     moe::Balancer(config.balance).declare(experts, state_);
     router->declare(shape, state_.layers[0]);
-    const moe::ExchangeSlots slots{0, 1, 2, 3, 4, 5, 6, 7};
+    if (const auto name = router->kept_vectors(); !name.empty()) {
+      vectors_ = {.state = &state_.layers[0], .name = std::string(name)};
+      state().get(name).copy_(kernels::random_tensor({vectors, D}, at::kFloat, 30));  // as after some training
+    }
+    moe::ExchangeSlots slots{0, 1, 2, 3, 4, 5, 6, 7};
+    slots.tokens = kTokens, slots.outputs = kOutputs;
+    std::optional<moe::ExpertDropout> dropout;
+    if (config.experts.dropout > 0)
+      dropout.emplace(
+          config.experts.dropout,
+          moe::DropoutSite{.seed = seed, .experts = E, .first_expert = local * ep.rank(), .expert_width = F});
+    else
+      slots.tokens.reset();
     auto route = std::make_unique<moe::RouteStage>(nn::StageSite{"route", 0}, parameters_,
                                                    moe::RouteConfig{config, blocks_, shape}, state_);
     moe::RouteSlots of_route{
@@ -65,20 +80,23 @@ class MoeLayer {
     route->connect(of_route);
     stages_.push_back(std::move(route));
     stages_.push_back(std::make_unique<moe::Dispatch>(nn::StageSite{"dispatch", 1}, *dispatcher_, slots, false));
-    stages_.push_back(
-        std::make_unique<moe::ExpertStage>(nn::StageSite{"experts", 2}, moe::Experts(parameters_, experts_), slots));
+    stages_.push_back(std::make_unique<moe::ExpertStage>(nn::StageSite{"experts", 2},
+                                                         moe::Experts(parameters_, experts_, dropout), slots));
     stages_.push_back(std::make_unique<moe::Combine>(nn::StageSite{"combine", 3}, *dispatcher_, slots));
     if (router->home_terms() == 0) return;
     output_ = kWithHome;
     stages_.push_back(std::make_unique<moe::HomeStage>(nn::StageSite{"home", 4}, parameters_, vectors_,
                                                        moe::HomeSlots{7, slots.input, kHome, kWithHome}));
   }
+  // Weights of a local expert.
+  Tensor down(int64_t expert) const { return parameters_.value(experts_[expert].down_DF); }
+  Tensor gate_up(int64_t expert) const { return parameters_.value(experts_[expert].gate_up_2FD); }
   MoeLayer(const MoeLayer&) = delete;
   MoeLayer& operator=(const MoeLayer&) = delete;
 
   // The weight of the scores' first block.
   Tensor router() const { return parameters_.value(blocks_[0]); }
-  Tensor vectors() const { return parameters_.value(*vectors_); }
+  Tensor vectors() const { return parameters_.value(*vectors_.learned); }
   moe::MethodState& state() { return state_.layers[0]; }
   // Leaves for autograd; of this rank's experts.
   ReferenceWeights weights() const {
@@ -104,6 +122,7 @@ class MoeLayer {
     LayerResult result;
     result.y = frame.value(output_);
     result.rows = frame.value(4);
+    if (frame.object(kOutputs).has_value()) result.outputs = frame.object_as<moe::OutputSums>(kOutputs);
     if (dy_TD.defined()) {
       frame.grad(output_) = dy_TD;
       for (auto stage = stages_.rbegin(); stage != stages_.rend(); ++stage) {
@@ -134,12 +153,12 @@ class MoeLayer {
     return {{}, at::stack(gate_up), at::stack(down)};
   }
 
-  static constexpr nn::Slot kHome = 8, kWithHome = 9, kSlots = 10;
+  static constexpr nn::Slot kHome = 8, kWithHome = 9, kTokens = 10, kOutputs = 11, kSlots = 12;
 
   LayerSize size_;
   int ranks_;
   nn::Slot output_ = 7;
-  std::optional<nn::ParameterId> vectors_;  // of the home stage
+  moe::HomeVectors vectors_;
   nn::Parameters parameters_;
   std::vector<nn::ParameterId> blocks_;
   std::vector<moe::ExpertWeights> experts_;

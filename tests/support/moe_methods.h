@@ -96,6 +96,12 @@ inline std::vector<Method> shape_methods() {
          c.router.norm_topk_prob = true;
          balanced(c);
        }},
+      {"ExpertDropout", 8, 2,
+       [=](MoeConfig& c) {
+         c.experts.dropout = 0.3;
+         c.capacity.factor = 1.0;
+         balanced(c);
+       }},
       {"Fallback", 8, 2,
        [=](MoeConfig& c) {
          c.fallback = {.hidden_size = 16};
@@ -169,6 +175,18 @@ inline std::vector<Method> own_router_methods() {
        [=](MoeConfig& c) {
          c.router.type = "sinkhorn";
          losses(c, {LossType::kZ});
+       }},
+      {"Base", 8, 1,
+       [=](MoeConfig& c) {
+         c.router.type = "base";
+         losses(c, {LossType::kZ});
+       }},
+      {"DefaultMoe", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.type = "default_moe";
+         c.router.default_moe = {.decay = 0.5};
+         c.router.routed_scaling_factor = 1.5;
+         losses(c, {LossType::kSwitch, LossType::kZ});
        }},
       {"ExpertChoice", 8, 2,
        [=](MoeConfig& c) {
