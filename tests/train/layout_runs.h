@@ -7,12 +7,11 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstring>
 #include <functional>
 #include <map>
 
-#include "config/fields.h"
+#include "core/log.h"
 #include "support/tiny_models.h"
 #include "train/run_state.h"
 
@@ -163,6 +162,7 @@ class RankRun {
         failpoints_(failpoints, world.rank()),
         step_(config_, mesh_, model_, failpoints_) {
     layout_case.prepare(model_);
+    if (config_.train.distill) step_.learn_from(&teacher_.emplace(config_, mesh_, *make_silent_log()));
   }
   train::StepReport step(int64_t number, bool without_targets = false) {
     const auto share = mesh_.micro_batches(config_.train.global_batch_size / config_.train.micro_batch_size);
@@ -217,6 +217,7 @@ class RankRun {
   parallel::Mesh mesh_;
   model::Transformer model_;
   Failpoints failpoints_;
+  std::optional<train::Teacher> teacher_;  // of train.distill
   train::TrainStep step_;
 };
 
