@@ -268,8 +268,7 @@ inline double norm_of(const std::vector<double>& values) {
   return std::sqrt(squares);
 }
 
-// Within the promise of `fast` for one step from equal state: 1e-5, a tensor's norm counting as at least 1e-6 of the
-// global one.
+// Within 1e-5, the promise of `fast` for one step from equal state; norms of tensors count as 1e-6 of the whole at least.
 inline void expect_close(const LayoutOutcome& got, const LayoutOutcome& expected) {
   EXPECT_NEAR(got.losses[0] / expected.losses[0], 1.0, 1e-5);
   EXPECT_NEAR(got.norms[0] / expected.norms[0], 1.0, 1e-5);
