@@ -11,7 +11,7 @@
 #include <functional>
 #include <map>
 
-#include "core/log.h"
+#include "config/fields.h"
 #include "support/tiny_models.h"
 #include "train/run_state.h"
 
@@ -268,7 +268,7 @@ inline double norm_of(const std::vector<double>& values) {
   return std::sqrt(squares);
 }
 
-// Within 1e-5, the promise of `fast` for one step from equal state; norms of tensors count as 1e-6 of the whole at least.
+// Within 1e-5, the promise of `fast` for one step from equal state; a tensor's norm is 1e-6 of the whole at least.
 inline void expect_close(const LayoutOutcome& got, const LayoutOutcome& expected) {
   EXPECT_NEAR(got.losses[0] / expected.losses[0], 1.0, 1e-5);
   EXPECT_NEAR(got.norms[0] / expected.norms[0], 1.0, 1e-5);

@@ -71,13 +71,19 @@ TEST(Teacher, WithoutWeightChangesNothing) {
 }
 
 TEST(Teacher, ThatIsTheStudentTeachesNothing) {
-  const auto plain = [](auto& config) { config.moe.balance = {}; };
-  const SavedRun twin({.name = "Twin", .change = plain}, 0);
-  RankRun run({}, {}, changed(student(twin, 1), plain), kFast);
-  const auto report = run.step(0);
-  EXPECT_EQ(report.teacher_loss, 0.0);
-  EXPECT_EQ(report.grad_norm, 0.0);
-  EXPECT_GT(report.loss, 1);
+  for (const auto init : {model::Init::kNormal, model::Init::kMup}) {
+    const auto plain = [init](auto& config) {
+      config.moe.balance = {};
+      config.model.init = init;
+      config.model.tie_embeddings = true;
+    };
+    const SavedRun twin({.name = "Twin", .change = plain}, 0);
+    RankRun run({}, {}, changed(student(twin, 1), plain), kFast);
+    const auto report = run.step(0);
+    EXPECT_EQ(report.teacher_loss, 0.0);
+    EXPECT_EQ(report.grad_norm, 0.0);
+    EXPECT_GT(report.loss, 1);
+  }
 }
 
 TEST(Teacher, SeesTheBatchAsAnEvaluationDoes) {
