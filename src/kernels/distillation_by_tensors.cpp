@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/gather.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/softmax.h>
@@ -53,9 +54,9 @@ void distillation_gradient_by_tensors(DistillationChunk& chunk, const Tensor& sh
   const Rows rows = rows_of(chunk);
   const Tensor mask = chunk.mask_N.to(rows.student_NV.scalar_type()).unsqueeze(1);
   const auto share = [&](int64_t which) { return share_3N.select(0, which).unsqueeze(1); };
-  const Tensor one_hot =
-      at::zeros_like(rows.student_NV).scatter(1, rows.column_N1, rows.here_N1.to(mask.scalar_type()));
-  const Tensor of_targets = at::softmax(rows.student_NV, 1) * share(0) - one_hot;
+  const Tensor columns = at::arange(rows.student_NV.size(1), rows.column_N1.options());
+  const Tensor one_hot = columns.eq(rows.column_N1).logical_and(rows.here_N1);
+  const Tensor of_targets = at::softmax(rows.student_NV, 1) * share(0) - one_hot.to(mask.scalar_type());
   const Tensor of_teacher =
       at::softmax(rows.student_hot_NV, 1) * share(1) - at::softmax(rows.teacher_hot_NV, 1) * share(2);
   chunk.student_NV.copy_(mask * ((1 - chunk.weight) * of_targets + chunk.weight * chunk.temperature * of_teacher));
