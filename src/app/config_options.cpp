@@ -53,6 +53,7 @@ train::RunConfig load_without_data(const ConfigOptions& options, int64_t ranks) 
   auto overrides = options.overrides;
   overrides.push_back({Kind::kSet, "data.train=[{name: random, path: random}]"});
   overrides.push_back({Kind::kUnset, "data.valid"});
+  overrides.push_back({Kind::kUnset, "train.distill"});
   return train::load_config(options.file, overrides, {ranks, train::Purpose::kTrain, false}).config;
 }
 

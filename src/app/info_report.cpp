@@ -4,9 +4,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 #include <vector>
 
 #include "core/error.h"
+#include "model/initialisation.h"
 #include "train/memory_plan.h"
 
 namespace conclave::app {
@@ -136,6 +138,35 @@ std::string memory_table(const train::RunConfig& config, const model::ModelShape
                 row("  total", bytes.total())});
 }
 
+// With init: mup, what docs/training.md says in letters; layers with other widths have rows of their own.
+std::string scale_table(const train::RunConfig& config, const model::ModelShape& shape) {
+  if (config.model.init != model::Init::kMup) return "";
+  const model::Initialisation init(config.model, std::ssize(shape.layers));
+  const auto number = [](double value) { return fmt::format("{:.6g}", value); };
+  std::vector<Row> rows = {{"Initialisation mup", "deviation", "learning rate"}};
+  const auto add = [&](const std::string& name, model::Draw draw) {
+    const Row row{"  " + name, number(draw.std), fmt::format("lr x {}", number(draw.lr_scale))};
+    if (std::find(rows.begin(), rows.end(), row) == rows.end()) rows.push_back(row);
+  };
+  add("embedding", init.embedding());
+  if (!shape.tied) add("head", init.head());
+  add(fmt::format("matrices with {} inputs, gates", shape.hidden), init.matrix(shape.hidden));
+  add("attention outputs", init.residual(shape.heads * shape.head_dim));
+  std::set<double> factors;
+  for (const auto& layer : shape.layers) {
+    if (layer.moe) add("routers", init.matrix((layer.router_context ? 2 : 1) * shape.hidden));
+    for (const int64_t width : {layer.ffn_width, layer.shared_width, layer.fallback_width, layer.expert_width})
+      if (width > 0) add(fmt::format("down projections of width {}", width), init.residual(width));
+    if (layer.moe) factors.insert(init.weight_scale(config.moe, layer));
+  }
+  std::string text = table(rows);
+  text.pop_back();
+  text += fmt::format("  logits x {}, attention scores x {}", number(init.logit_scale()),
+                      number(init.score_scale(shape.head_dim).value()));
+  for (const double factor : factors) text += fmt::format(", weights of experts x {}", number(factor));
+  return text + "\n\n";
+}
+
 }  // namespace
 
 std::string info_report(const train::RunConfig& config, int64_t ranks) {
@@ -147,6 +178,9 @@ std::string info_report(const train::RunConfig& config, int64_t ranks) {
   text += parameter_table(shape);
   text += flop_table(shape, config.data.seq_len);
   text += memory_table(config, shape, ranks);
+  text += scale_table(config, shape);
+  if (config.train.distill)
+    text += "The teacher of train.distill is in none of these figures; a run says when it starts what it adds.\n";
   return text +
          "exact: every parameter; the matrix products that run, the causal half of attention.\n"
          "paper: ReMoE's closed forms: no norms, router, gates or biases; the full attention square.\n";

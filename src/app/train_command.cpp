@@ -110,7 +110,9 @@ int train_with(comm::World& world, const TrainOptions& options, const train::Loa
   model.reads().observe(shown_waits(world.activity()));
   try_device_path(model, config, *log);
   if (!model.dispatch_reason().empty()) log->info("dispatch {}", model.dispatch_reason());
+  std::optional<train::Teacher> teacher;
   train::TrainStep step(config, mesh, model, failpoints);
+  if (config.train.distill) step.learn_from(&teacher.emplace(config, mesh, *log));
   train::Trainer trainer({config, mesh, model, step, batches, validation ? &*validation : nullptr, store, environment,
                           watchdog, failpoints, *log});
   // Not before the resume is accepted: a refused start leaves the run as it was.

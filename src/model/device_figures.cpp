@@ -7,8 +7,10 @@ namespace conclave::model {
 
 void DeviceFigures::add(nn::Frame& frame) {
   const nn::DeviceBatch& batch = frame.device()->batch;
-  micro_batches_.push_back({batch.tokens_B, batch.targets_B, {}});
+  const bool taught = frame.device_teacher_loss_sum.defined();
+  micro_batches_.push_back({batch.tokens_B, batch.targets_B, {}, taught});
   waiting_.push_back(frame.device_loss_sum.view({1}));
+  if (taught) waiting_.push_back(frame.device_teacher_loss_sum.view({1}));
   for (int l = 0; l < std::ssize(model_.moe_layers()); ++l)
     waiting_.push_back(moe::packed_statistics(model_.device_decision(frame, l).routed));
 }
@@ -31,6 +33,7 @@ void DeviceFigures::unpack(std::span<const double>& numbers, MicroBatch& micro_b
     return part;
   };
   losses_.push_back(take(1)[0]);
+  if (micro_batch.taught) teacher_losses_.push_back(take(1)[0]);
   const auto B = std::ssize(micro_batch.tokens_B);
   for (const int l : model_.moe_layers()) {
     const auto& layer = model_.shape().layers[l];

@@ -20,6 +20,8 @@ class DeviceFigures {
 
   // Known after read(), in the order of add().
   const std::vector<double>& losses() const { return losses_; }
+  // Of a teacher; empty without one.
+  const std::vector<double>& teacher_losses() const { return teacher_losses_; }
   void add_to(RoutingTotals& totals) const;
 
  private:
@@ -27,13 +29,14 @@ class DeviceFigures {
     std::vector<int64_t> tokens_B;
     std::vector<double> targets_B;
     std::vector<moe::Decision> layers;  // with statistics alone
+    bool taught = false;
   };
   void unpack(std::span<const double>& numbers, MicroBatch& micro_batch);
 
   const Transformer& model_;
   std::vector<MicroBatch> micro_batches_;
-  std::vector<Tensor> waiting_;  // loss, then statistics layer by layer
-  std::vector<double> losses_;
+  std::vector<Tensor> waiting_;  // loss, a teacher's loss, then statistics layer by layer
+  std::vector<double> losses_, teacher_losses_;
 };
 
 }  // namespace conclave::model

@@ -10,6 +10,24 @@ enum class QkNorm { kNone, kHead, kFull };
 enum class NormPlacement { kPre, kPost };
 enum class Init { kNormal, kScaled, kMup };
 
+// The sizes for which optim.lr, the logits and the scores of attention are as written; other sizes are scaled to behave
+// like these. Read with `init: mup`.
+struct MupConfig {
+  int64_t base_width = 256;
+  int64_t base_head_dim = 64;
+  int64_t base_experts = 8;
+
+  void fields(auto&& field) {
+    field("base_width", base_width,
+          "inputs of a matrix that learns at optim.lr itself; the hidden_size at which logits are not scaled",
+          config::kSize);
+    field("base_head_dim", base_head_dim, "head_dim at which attention scores are divided by its root, as usual",
+          config::kSize);
+    field("base_experts", base_experts,
+          "num_experts at which softmax weights that are not normalised are taken as they are", config::kSize);
+  }
+};
+
 struct ModelConfig {
   int64_t vocab_size = 0;           // required
   int64_t hidden_size = 0;          // required
@@ -27,6 +45,7 @@ struct ModelConfig {
   bool tie_embeddings = false;
   Init init = Init::kNormal;
   double init_std = 0.02;
+  MupConfig mup = {};
   std::optional<config::TextOrList> init_from;
 
   void fields(auto&& field) {
@@ -45,8 +64,12 @@ struct ModelConfig {
     field("norm_eps", norm_eps, "epsilon of every RMSNorm", config::kPositive);
     field("norm_placement", norm_placement, "pre = before each sub-layer, post = after it");
     field("tie_embeddings", tie_embeddings, "the output head reuses the embedding matrix");
-    field("init", init, "normal = init_std everywhere, scaled = residual outputs divided by sqrt(2 * num_layers)");
-    field("init_std", init_std, "standard deviation of initial weights", config::kPositive);
+    field("init", init,
+          "normal = init_std everywhere, scaled = residual outputs divided by sqrt(2 * num_layers), mup = scales and "
+          "learning rates that carry over to other widths and expert counts");
+    field("init_std", init_std, "standard deviation of initial weights; with init: mup of the embedding",
+          config::kPositive);
+    field("mup", mup, "sizes that init: mup is relative to");
     field("init_from", init_from,
           "a run or checkpoint whose weights this run begins with, or a list of dense runs; dense FFNs become experts");
   }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/transformer.h"
 
+#include <ATen/TensorOperators.h>
+
 #include <algorithm>
 
 #include "model/transformer_builder.h"
@@ -86,7 +88,8 @@ Tensor Transformer::hidden(nn::Frame& frame) const {
 }
 
 Tensor Transformer::logits(nn::Frame& frame, int64_t token) const {
-  return nn::linear_forward(hidden(frame).narrow(0, token, 1), parameters_.value(head_)).view({-1});
+  const Tensor logits = nn::linear_forward(hidden(frame).narrow(0, token, 1), parameters_.value(head_)).view({-1});
+  return logit_scale_ == 1 ? logits : logits * logit_scale_;
 }
 
 }  // namespace conclave::model

@@ -86,6 +86,7 @@ class Transformer {
 
   // A frame for `batch`; without gradients it is an evaluation. `step` optimizer steps came before.
   nn::Frame frame(const Batch& batch, nn::Gradients* gradients, int64_t step = 0) const;
+  double logit_scale() const { return logit_scale_; }  // that the loss multiplies logits by
   // Final hidden states [T, D] of a frame whose forward has run, and logits [V] of one of its tokens. With tp they are
   // spread over the ranks, and asking is a bug.
   Tensor hidden(nn::Frame& frame) const;
@@ -113,6 +114,7 @@ class Transformer {
   std::vector<nn::Slot> decisions_;
   std::vector<std::optional<nn::Slot>> outputs_;  // of the MoE layers: object OutputSums
   nn::ParameterId head_ = 0;
+  double logit_scale_ = 1;
   nn::Slot hidden_ = 0;
 };
 

@@ -3,8 +3,6 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
-
 #include "core/error.h"
 #include "nn/embedding.h"
 #include "nn/loss.h"
@@ -21,10 +19,7 @@ TransformerBuilder::TransformerBuilder(Transformer& model, const TransformerConf
       shape_(model.shape_),
       tp_(model.mesh_.tp()),
       share_tokens_(config.sequence_parallel && tp_.size() > 1),
-      std_(config.model.init_std),
-      residual_std_(std_) {
-  if (config.model.init == Init::kScaled) residual_std_ /= std::sqrt(2.0 * static_cast<double>(shape_.layers.size()));
-}
+      init_(config.model, std::ssize(shape_.layers)) {}
 
 nn::LogicalTensor TransformerBuilder::tensor(const std::string& name, std::vector<int64_t> shape, Spread spread,
                                              bool expert) const {
@@ -36,19 +31,21 @@ nn::LogicalTensor TransformerBuilder::tensor(const std::string& name, std::vecto
   return tensor;
 }
 
-nn::ParameterId TransformerBuilder::matrix(const nn::LogicalTensor& tensor, double std, ParameterKind kind) {
+nn::ParameterId TransformerBuilder::matrix(const nn::LogicalTensor& tensor, Draw draw, ParameterKind kind) {
   // Routers and gates see a share of the tokens or of the width each.
   return m_.parameters_.add({.parts = {tensor},
                              .shape = tensor.held(),
                              .kind = kind,
                              .partial = tensor.whole() && tp_.size() > 1,
-                             .init_std = std});
+                             .lr_scale = draw.lr_scale,
+                             .init_std = draw.std});
 }
 
-nn::ParameterId TransformerBuilder::fused(const std::vector<nn::LogicalTensor>& parts, double std, bool expert) {
+nn::ParameterId TransformerBuilder::fused(const std::vector<nn::LogicalTensor>& parts, Draw draw, bool expert) {
   std::vector<int64_t> shape = parts[0].held();
   for (size_t i = 1; i < parts.size(); ++i) shape[0] += parts[i].held()[0];
-  return m_.parameters_.add({.parts = parts, .shape = std::move(shape), .expert = expert, .init_std = std});
+  return m_.parameters_.add(
+      {.parts = parts, .shape = std::move(shape), .expert = expert, .lr_scale = draw.lr_scale, .init_std = draw.std});
 }
 
 nn::Norm TransformerBuilder::norm(const std::string& name) {
@@ -81,7 +78,8 @@ Slot TransformerBuilder::leave(const std::string& name, Slot input) {
 
 void TransformerBuilder::build() {
   const int64_t D = shape_.hidden, V = shape_.vocab;
-  const auto embedding = matrix(tensor("embedding.weight", {V, D}, Spread::kRows), std_, ParameterKind::kEmbedding);
+  const auto embedding =
+      matrix(tensor("embedding.weight", {V, D}, Spread::kRows), init_.embedding(), ParameterKind::kEmbedding);
   Slot stream = m_.slots_.add("embedding");
   stage<nn::Embedding>("embedding", m_.parameters_, embedding, stream);
   stream = leave("embedding", stream);
@@ -95,10 +93,11 @@ void TransformerBuilder::build() {
   }
   m_.hidden_ = m_.slots_.add("final_norm");
   stage<nn::NormStage>("final_norm", norm("final_norm"), stream, m_.hidden_);
-  m_.head_ =
-      shape_.tied ? embedding : matrix(tensor("head.weight", {V, D}, Spread::kRows), std_, ParameterKind::kWeight);
+  m_.head_ = shape_.tied ? embedding
+                         : matrix(tensor("head.weight", {V, D}, Spread::kRows), init_.head(), ParameterKind::kWeight);
   const Slot all_tokens = enter("loss", m_.hidden_);
-  stage<nn::Loss>("loss", m_.parameters_, m_.head_, all_tokens, tp_);
+  m_.logit_scale_ = init_.logit_scale();
+  stage<nn::Loss>("loss", m_.parameters_, nn::OutputHead{m_.head_, m_.logit_scale_}, all_tokens, tp_);
 }
 
 template <typename F>
@@ -132,7 +131,8 @@ nn::AttentionWeights TransformerBuilder::attention_weights(const Name& name) {
     return tensor(name(fmt::format("attention.{}", which)), std::move(shape), Spread::kRows);
   };
   nn::AttentionWeights weights{};
-  weights.qkv = fused({rows("q.weight", {q, D}), rows("k.weight", {kv, D}), rows("v.weight", {kv, D})}, std_, false);
+  weights.qkv =
+      fused({rows("q.weight", {q, D}), rows("k.weight", {kv, D}), rows("v.weight", {kv, D})}, init_.matrix(D), false);
   if (shape_.qkv_bias) {
     nn::ParameterSpec bias{.parts = {rows("q.bias", {q}), rows("k.bias", {kv}), rows("v.bias", {kv})},
                            .shape = {(q + 2 * kv) / tp_.size()},
@@ -156,7 +156,7 @@ nn::AttentionWeights TransformerBuilder::attention_weights(const Name& name) {
     weights.k_norm.emplace(norm_of("k_norm", kv));
   }
   const auto output = tensor(name("attention.o.weight"), {D, q}, Spread::kColumns);
-  weights.output = matrix(output, residual_std_, ParameterKind::kWeight);
+  weights.output = matrix(output, init_.residual(q), ParameterKind::kWeight);
   return weights;
 }
 
@@ -168,6 +168,7 @@ Slot TransformerBuilder::attention(const Name& name, Slot input) {
                                      .head_dim = shape_.head_dim,
                                      .max_positions = shape_.max_seq_len,
                                      .rope_theta = config_.model.rope_theta,
+                                     .score_scale = init_.score_scale(shape_.head_dim),
                                      .norm_full = shape_.qk_norm == QkNorm::kFull,
                                      .document_mask = config_.document_mask};
     const Slot all_tokens = enter(name("attention"), x);
@@ -182,9 +183,9 @@ nn::FeedForwardWeights TransformerBuilder::ffn_weights(const std::string& prefix
   nn::FeedForwardWeights weights{};
   weights.gate_up_2FD = fused({tensor(prefix + "gate.weight", {width, D}, Spread::kRows),
                                tensor(prefix + "up.weight", {width, D}, Spread::kRows)},
-                              std_, false);
-  weights.down_DF =
-      matrix(tensor(prefix + "down.weight", {D, width}, Spread::kColumns), residual_std_, ParameterKind::kWeight);
+                              init_.matrix(D), false);
+  weights.down_DF = matrix(tensor(prefix + "down.weight", {D, width}, Spread::kColumns), init_.residual(width),
+                           ParameterKind::kWeight);
   return weights;
 }
 
@@ -192,7 +193,7 @@ Slot TransformerBuilder::shared_expert(const Name& name, const LayerShape& layer
   auto weights = ffn_weights(name("moe.shared."), layer.shared_width);
   if (layer.shared_gate) {
     const auto gate = tensor(name("moe.shared_gate.weight"), {1, shape_.hidden}, Spread::kWhole);
-    weights.output_gate_1D = matrix(gate, std_, ParameterKind::kWeight);
+    weights.output_gate_1D = matrix(gate, init_.matrix(shape_.hidden), ParameterKind::kWeight);
   }
   const Slot all_tokens = enter(name("moe.shared"), input);
   const Slot output = m_.slots_.add(name("moe.shared"));

@@ -3,6 +3,7 @@
 // constructor.
 #pragma once
 
+#include "model/initialisation.h"
 #include "model/transformer.h"
 #include "moe/dispatch_stages.h"
 #include "moe/experts.h"
@@ -25,8 +26,8 @@ class TransformerBuilder {
   };
   // A weight [out, in], of which tensor-parallel ranks hold rows or columns where `spread` says so.
   enum class Spread { kWhole, kRows, kColumns };
-  nn::ParameterId matrix(const nn::LogicalTensor& tensor, double std, nn::ParameterKind kind);
-  nn::ParameterId fused(const std::vector<nn::LogicalTensor>& parts, double std, bool expert);
+  nn::ParameterId matrix(const nn::LogicalTensor& tensor, Draw draw, nn::ParameterKind kind);
+  nn::ParameterId fused(const std::vector<nn::LogicalTensor>& parts, Draw draw, bool expert);
   nn::LogicalTensor tensor(const std::string& name, std::vector<int64_t> shape, Spread spread,
                            bool expert = false) const;
   nn::Norm norm(const std::string& name);
@@ -76,7 +77,7 @@ class TransformerBuilder {
   const ModelShape& shape_;
   const comm::Group& tp_;
   bool share_tokens_;  // outside tensor-parallel regions: sequence parallelism
-  double std_, residual_std_;
+  Initialisation init_;
   // moe.router.share: model
   std::vector<nn::ParameterId> shared_router_;
   std::optional<nn::ParameterId> shared_context_;

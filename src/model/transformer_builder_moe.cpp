@@ -28,10 +28,10 @@ std::vector<moe::ExpertWeights> TransformerBuilder::expert_weights(const Name& n
   };
   for (int64_t e = 0; e < local; ++e) {
     weights[e].gate_up_2FD =
-        fused({part(e, "gate", {F, D}, Spread::kRows), part(e, "up", {F, D}, Spread::kRows)}, std_, true);
+        fused({part(e, "gate", {F, D}, Spread::kRows), part(e, "up", {F, D}, Spread::kRows)}, init_.matrix(D), true);
   }
   for (int64_t e = 0; e < local; ++e)
-    weights[e].down_DF = fused({part(e, "down", {D, F}, Spread::kColumns)}, residual_std_, true);
+    weights[e].down_DF = fused({part(e, "down", {D, F}, Spread::kColumns)}, init_.residual(F), true);
   return weights;
 }
 
@@ -56,14 +56,16 @@ std::vector<nn::ParameterId> TransformerBuilder::router_blocks(const Name& name,
   for (const auto& block : blocks) {
     const std::string rest = "moe." + block.name + ".weight";
     const int64_t inputs = (router.context ? 2 : 1) * shape_.hidden;
+    const Draw draw = init_.matrix(inputs);
     const auto weight = tensor(one_for_all ? rest : name(rest), {block.columns, inputs}, Spread::kWhole);
     ids.push_back(m_.parameters_.add({.parts = {weight},
                                       .shape = weight.shape,
                                       .kind = ParameterKind::kRouter,
                                       .partial = tp_.size() > 1,
                                       .frozen = router.frozen,
+                                      .lr_scale = draw.lr_scale,
                                       // Who never learns chooses by what was drawn.
-                                      .init_std = router.frozen ? std_ : block.init_std.value_or(std_)}));
+                                      .init_std = router.frozen ? draw.std : block.init_std.value_or(draw.std)}));
   }
   if (one_for_all) shared_router_ = ids;
   return ids;
@@ -97,7 +99,8 @@ void TransformerBuilder::route(const Name& name, const LayerShape& layer, moe::R
                                     .hidden = shape_.hidden},
                           .observer = config_.choices,
                           .tp = tp_};
-  const auto router = moe::Router::make(config_.moe.router, config.shape);
+  config.moe.router.routed_scaling_factor *= init_.weight_scale(config_.moe, layer);
+  const auto router = moe::Router::make(config.moe.router, config.shape);
   config.blocks = router_blocks(name, router->blocks(config.shape));
   config.context = router_context(name);
   // Backward begins with the last layer.
@@ -116,10 +119,12 @@ void TransformerBuilder::route(const Name& name, const LayerShape& layer, moe::R
 
 Slot TransformerBuilder::gated(const Name& name, Slot input, Slot routed, Slot dense) {
   // The stream's tokens are this rank's own or everybody's, like those of a norm.
+  const Draw draw = init_.matrix(shape_.hidden);
   const auto weight = m_.parameters_.add({.parts = {{name("branch_gate.weight"), {2, shape_.hidden}}},
                                           .shape = {2, shape_.hidden},
                                           .partial = share_tokens_,
-                                          .init_std = std_});
+                                          .lr_scale = draw.lr_scale,
+                                          .init_std = draw.std});
   const auto bias = m_.parameters_.add({.parts = {{name("branch_gate.bias"), {2}}},
                                         .shape = {2},
                                         .kind = ParameterKind::kBias,
@@ -139,8 +144,10 @@ Slot TransformerBuilder::with_home(const Name& name, const LayerShape& layer, co
                .name = std::string(m_.routers_.back()->kept_vectors())};
   } else if (layer.home_vectors() > 0) {
     const std::vector<int64_t> shape{layer.home_vectors(), shape_.hidden};
-    vectors.learned = m_.parameters_.add(
-        {.parts = {{name("moe.home.vectors"), shape}}, .shape = shape, .partial = tp_.size() > 1, .init_std = std_});
+    vectors.learned = m_.parameters_.add({.parts = {{name("moe.home.vectors"), shape}},
+                                          .shape = shape,
+                                          .partial = tp_.size() > 1,
+                                          .init_std = init_.embedding().std});
   }
   const Slot output = m_.slots_.add(name("moe.home.output"));
   stage<moe::HomeStage>(name("moe.home"), m_.parameters_, vectors,

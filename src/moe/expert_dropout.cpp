@@ -33,11 +33,12 @@ void ExpertDropout::apply(std::span<const Segment> segments, std::span<const int
     for (const Segment& segment : segments) {
       at::parallel_for(segment.begin, segment.begin + segment.rows, kGrain, [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
-          const int64_t of_row = (tokens_R[r] * site_.experts + site_.first_expert + segment.expert) * draws;
+          const auto of_row =
+              static_cast<uint64_t>(tokens_R[r] * site_.experts + site_.first_expert + segment.expert) * draws;
           std::array<uint32_t, kWords> words{};
           for (int64_t f = 0; f < F; ++f) {
             const int64_t column = site_.first_column + f;
-            if (f == 0 || column % kWords == 0) words = random.words(static_cast<uint64_t>(of_row + column / kWords));
+            if (f == 0 || column % kWords == 0) words = random.words(of_row + static_cast<uint64_t>(column / kWords));
             act[r * F + f] *= words[column % kWords] < lost_below ? T{0} : left;
           }
         }

@@ -12,12 +12,12 @@ namespace conclave::moe {
 
 using OutputSums = std::vector<int64_t>;
 
-constexpr double kOutputUnit = 1.0 / (int64_t{1} << 30);
+constexpr double kOutputUnit = 1.0 / (int64_t{1} << 24);
 
-// A contribution of at most 2^26; what is larger counts as that, and what is not finite as zero: the loss of such a
-// step is not finite either, and the step is left out.
+// A contribution of at most 2^30, so that 512 of them fit; what is larger counts as that, and what is not finite as
+// zero: the loss of such a step is not finite either, and the step is left out.
 inline int64_t fixed_point(double sum) {
-  constexpr double kMost = int64_t{1} << 26;
+  constexpr double kMost = int64_t{1} << 30;
   if (!std::isfinite(sum)) return 0;
   return std::llround(std::clamp(sum, -kMost, kMost) / kOutputUnit);
 }

@@ -117,6 +117,7 @@ void Attention::forward(Frame& frame) {
     saved.product.mask =
         frame.device() != nullptr ? segment_mask(frame.device()->batch.segment_ids_BS, q) : segment_mask(batch, q);
   }
+  saved.product.scale = config_.score_scale;
   attention_forward(kernel(x), saved.product);
   frame.poll();
   saved.context_TD = saved.product.out_BNSH.transpose(1, 2).reshape({x.size(0), N * config_.head_dim});

@@ -17,8 +17,9 @@ struct AttentionConfig {
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
   int64_t max_positions = 0;
   double rope_theta = 10000;
-  bool norm_full = false;      // QK-norm over N·H (OLMoE) instead of each head
-  bool document_mask = false;  // attention stays inside a segment
+  std::optional<double> score_scale = {};  // none: 1 / √H
+  bool norm_full = false;                  // QK-norm over N·H (OLMoE) instead of each head
+  bool document_mask = false;              // attention stays inside a segment
 };
 
 struct AttentionWeights {

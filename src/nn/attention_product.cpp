@@ -61,11 +61,11 @@ void attention_forward(AttentionKernel kernel, AttentionState& s) {
   switch (kernel) {
     case AttentionKernel::kCpuFlash:
       std::tie(s.out_BNSH, s.lse) =
-          at::_scaled_dot_product_flash_attention_for_cpu(s.q_BNSH, s.k_BNSH, s.v_BNSH, 0.0, causal, mask);
+          at::_scaled_dot_product_flash_attention_for_cpu(s.q_BNSH, s.k_BNSH, s.v_BNSH, 0.0, causal, mask, s.scale);
       return;
     case AttentionKernel::kFlash: {
       check(causal, "flash attention has no mask");
-      auto all = at::_scaled_dot_product_flash_attention(s.q_BNSH, s.k_BNSH, s.v_BNSH, 0.0, true);
+      auto all = at::_scaled_dot_product_flash_attention(s.q_BNSH, s.k_BNSH, s.v_BNSH, 0.0, true, false, s.scale);
       s.out_BNSH = std::get<0>(all);
       s.lse = std::get<1>(all);
       s.ends_q = std::get<2>(all);
@@ -77,7 +77,7 @@ void attention_forward(AttentionKernel kernel, AttentionState& s) {
     case AttentionKernel::kEfficient:
       std::tie(s.out_BNSH, s.lse, s.seed, s.offset) = at::_scaled_dot_product_efficient_attention(
           s.q_BNSH, s.k_BNSH, s.v_BNSH, causal ? std::nullopt : std::optional<Tensor>(efficient_bias(s)), true, 0.0,
-          causal);
+          causal, s.scale);
       return;
   }
 }
@@ -90,15 +90,15 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(AttentionKernel kernel, co
   switch (kernel) {
     case AttentionKernel::kCpuFlash:
       return at::_scaled_dot_product_flash_attention_for_cpu_backward(dout_BNSH, s.q_BNSH, s.k_BNSH, s.v_BNSH,
-                                                                      s.out_BNSH, s.lse, 0.0, causal, mask);
+                                                                      s.out_BNSH, s.lse, 0.0, causal, mask, s.scale);
     case AttentionKernel::kFlash:
       return at::_scaled_dot_product_flash_attention_backward(dout_BNSH, s.q_BNSH, s.k_BNSH, s.v_BNSH, s.out_BNSH,
                                                               s.lse, s.ends_q, s.ends_k, S, S, 0.0, true, s.seed,
-                                                              s.offset);
+                                                              s.offset, s.scale);
     case AttentionKernel::kEfficient: {
       const auto all = at::_scaled_dot_product_efficient_attention_backward(
           dout_BNSH, s.q_BNSH, s.k_BNSH, s.v_BNSH, causal ? Tensor() : efficient_bias(s), s.out_BNSH, s.lse, s.seed,
-          s.offset, 0.0, {true, true, true, false}, causal);
+          s.offset, 0.0, {true, true, true, false}, causal, s.scale);
       return {std::get<0>(all), std::get<1>(all), std::get<2>(all)};
     }
   }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// softmax(q·kᵀ / √H)·v of whole sequences, causal, through one of ATen's kernels. Which one is chosen here, by device
+// softmax(q·kᵀ·scale)·v of whole sequences, causal, through one of ATen's kernels. Which one is chosen here, by device
 // and type, never by ATen: so it can be named when a run starts. B sequences of S tokens, N heads of width H, keys and
 // values repeated to N heads.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <tuple>
 
@@ -25,8 +26,9 @@ void try_attention(AttentionKernel kernel, at::Device device, at::ScalarType dty
 
 struct AttentionState {
   Tensor q_BNSH = {}, k_BNSH = {}, v_BNSH = {};
-  Tensor mask = {};      // additive [B, 1, S, S], which then is causal itself; undefined = causal
-  Tensor out_BNSH = {};  // from here on set by forward
+  std::optional<double> scale = {};  // none: 1 / √H
+  Tensor mask = {};                  // additive [B, 1, S, S], which then is causal itself; undefined = causal
+  Tensor out_BNSH = {};              // from here on set by forward
   Tensor lse = {}, seed = {}, offset = {}, ends_q = {}, ends_k = {};
 };
 

@@ -27,6 +27,13 @@ struct DeviceSide {
   kernels::HostReads* reads;  // outlives the frame
 };
 
+// What a frozen teacher makes of the batch of a training frame (Hinton et al. 2015, arXiv 1503.02531), for the loss.
+struct TeacherSide {
+  Tensor hidden_TD;  // before the teacher's head, of all tokens; times the factor of its logits
+  Tensor head_VD;    // this rank's part of the vocabulary
+  double weight = 0, temperature = 1;
+};
+
 // Names the slots of a model while it is built.
 class SlotNames {
  public:
@@ -57,6 +64,10 @@ class Frame {
   const DeviceSide* device() const { return device_ ? &*device_ : nullptr; }
   void set_device(DeviceSide side) { device_ = std::move(side); }
 
+  // Null without distillation.
+  const TeacherSide* teacher() const { return teacher_ ? &*teacher_ : nullptr; }
+  void set_teacher(TeacherSide side) { teacher_ = std::move(side); }
+
   Tensor& value(Slot slot) { return values_[slot]; }
   Tensor& grad(Slot slot) { return grads_[slot]; }
   // Adds to the slot's gradient; the first contribution is taken over, not copied.
@@ -80,8 +91,11 @@ class Frame {
   const comm::Group& link() const { return link_; }
   void set_link(const comm::Group& link) { link_ = link; }
 
-  double loss_sum = 0;      // sum over the counted targets, nats
-  Tensor device_loss_sum;   // the same on the device path, one fp64 number on the device; loss_sum is 0 then
+  double loss_sum = 0;     // sum over the counted targets, nats
+  Tensor device_loss_sum;  // the same on the device path, one fp64 number on the device; loss_sum is 0 then
+  // With a teacher: temperature^2 KL(teacher || student), summed in the same way.
+  double teacher_loss_sum = 0;
+  Tensor device_teacher_loss_sum;
   double target_count = 0;  // targets that count (mask 1)
 
  private:
@@ -90,6 +104,7 @@ class Frame {
   int64_t step_ = 0;
   comm::Group link_;
   std::optional<DeviceSide> device_;
+  std::optional<TeacherSide> teacher_;
   std::vector<Tensor> values_, grads_;
   std::vector<std::any> objects_, saved_;
 };

@@ -11,6 +11,11 @@
 
 namespace conclave::nn {
 
+struct OutputHead {
+  ParameterId weight_VD;
+  double logit_scale = 1;  // logits = this times x·Wᵀ
+};
+
 class Loss : public Stage {
  public:
   // Tokens whose logits exist at a time. Fixed: part of the bitwise promise.
@@ -19,11 +24,12 @@ class Loss : public Stage {
   static constexpr int64_t kDeviceChunk = 4096;
 
   // `tp` are the ranks that hold the head's parts. forward is collective over it.
-  Loss(StageSite site, const Parameters& parameters, ParameterId head_VD, Slot input, const comm::Group& tp = {});
+  Loss(StageSite site, const Parameters& parameters, OutputHead head, Slot input, const comm::Group& tp = {});
   std::vector<Slot> inputs() const override { return {input_}; }
   std::vector<Slot> outputs() const override { return {}; }
-  std::vector<ParameterId> parameters() const override { return {head_}; }
-  // Sets frame.loss_sum, on the device path frame.device_loss_sum.
+  std::vector<ParameterId> parameters() const override { return {head_.weight_VD}; }
+  // Sets frame.loss_sum, on the device path frame.device_loss_sum; with a teacher also those of its loss. Then the
+  // gradient is that of (1 - weight) cross entropy + weight · the teacher's loss.
   void forward(Frame& frame) override;
   void backward_input(Frame& frame) override;
   void backward_weight(Frame&) override {}
@@ -31,9 +37,11 @@ class Loss : public Stage {
  private:
   // Losses of the tokens from `begin` on; in training the logits become their gradient.
   void chunk_losses(const Frame& frame, int64_t begin, Tensor& logits, Tensor& losses) const;
+  // The same with a teacher: [2, n], cross entropies and its losses.
+  void teacher_chunk_losses(const Frame& frame, int64_t begin, Tensor& logits, Tensor& losses_2N) const;
 
   const Parameters& parameters_;
-  ParameterId head_;
+  OutputHead head_;
   Slot input_;
   comm::Group tp_;
 };

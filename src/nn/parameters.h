@@ -45,6 +45,7 @@ struct ParameterSpec {
   // Every tensor-parallel rank holds all of it but sees part of its gradient: a share of the tokens or of the heads.
   bool partial = false;
   bool frozen = false;    // stays as it was drawn: neither trained nor part of the gradient norm
+  double lr_scale = 1;    // multiplies the learning rate; weight decay stays as it is
   double init_std = 0;    // normal with this deviation; 0 = constant
   double init_value = 0;  // the constant
 };

@@ -11,7 +11,8 @@ namespace conclave::optim {
 AdamW::AdamW(const OptimConfig& config, const Tensor& parameters, int64_t owned, const std::vector<Range>& ranges)
     : config_(config), m_(at::zeros({owned}, parameters.options())), v_(at::zeros({owned}, parameters.options())) {
   const auto goes_on = [](const Range& range, const Range& next) {
-    return range.begin + range.count == next.begin && range.at + range.count == next.at && range.decay == next.decay;
+    return range.begin + range.count == next.begin && range.at + range.count == next.at && range.decay == next.decay &&
+           range.lr_scale == next.lr_scale;
   };
   for (const auto& range : ranges) {
     if (!ranges_.empty() && goes_on(ranges_.back(), range)) {
@@ -21,9 +22,9 @@ AdamW::AdamW(const OptimConfig& config, const Tensor& parameters, int64_t owned,
     }
   }
   if (!kernels::on_device(parameters)) return;
-  std::vector<kernels::AdamWRange> blocks;
-  for (const auto& range : ranges_) blocks.push_back({range.begin, range.at, range.count, range.decay});
-  blocks_ = kernels::adamw_blocks(blocks, parameters);
+  std::map<double, std::vector<kernels::AdamWRange>> blocks;
+  for (const auto& range : ranges_) blocks[range.lr_scale].push_back({range.begin, range.at, range.count, range.decay});
+  for (const auto& [lr_scale, of_scale] : blocks) blocks_[lr_scale] = kernels::adamw_blocks(of_scale, parameters);
 }
 
 void AdamW::step(Tensor& parameters, const Tensor& gradients, const StepSize& size, const Tensor& copy) {
@@ -34,14 +35,20 @@ void AdamW::step(Tensor& parameters, const Tensor& gradients, const StepSize& si
                           .weight_decay = config_.weight_decay,
                           .step = size.update,
                           .grad_scale = size.grad_scale};
-  if (blocks_.defined()) {
-    return kernels::adamw({.parameters = parameters, .m = m_, .v = v_, .gradients = gradients, .copy = copy}, blocks_,
-                          step);
+  // The decay that optim.lr alone would make.
+  const auto scaled = [&](double lr_scale, double decay) {
+    step.lr = size.lr * lr_scale;
+    step.weight_decay = decay / lr_scale;
+  };
+  for (const auto& [lr_scale, blocks] : blocks_) {
+    scaled(lr_scale, config_.weight_decay);
+    kernels::adamw({.parameters = parameters, .m = m_, .v = v_, .gradients = gradients, .copy = copy}, blocks, step);
   }
+  if (!blocks_.empty()) return;
   for (const auto& range : ranges_) {
     const auto part = [&](const Tensor& owned) { return owned.narrow(0, range.at, range.count); };
     Tensor p = parameters.narrow(0, range.begin, range.count), m = part(m_), v = part(v_);
-    step.weight_decay = range.decay ? config_.weight_decay : 0.0;
+    scaled(range.lr_scale, range.decay ? config_.weight_decay : 0.0);
     kernels::adamw(p, m, v, part(gradients), step);
     if (copy.defined()) copy.narrow(0, range.begin, range.count).copy_(p);
   }

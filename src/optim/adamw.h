@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "core/tensor.h"
@@ -15,6 +16,7 @@ namespace conclave::optim {
 struct Range {
   int64_t begin = 0, at = 0, count = 0;
   bool decay = true;
+  double lr_scale = 1;  // multiplies the learning rate, and not the decay
 };
 
 struct StepSize {
@@ -28,7 +30,8 @@ class AdamW {
   // `ranges` of `parameters` cover what is trained here, `owned` elements with what lies between; neighbours with the
   // same treatment are merged.
   AdamW(const OptimConfig& config, const Tensor& parameters, int64_t owned, const std::vector<Range>& ranges);
-  // On a device one launch updates all ranges. `copy`, bf16 and as long as the parameters, gets what was updated.
+  // On a device one launch updates all ranges with the same lr_scale. `copy`, bf16 and as long as the parameters, gets
+  // what was updated.
   void step(Tensor& parameters, const Tensor& gradients, const StepSize& size, const Tensor& copy = {});
   Tensor& first_moment() { return m_; }
   Tensor& second_moment() { return v_; }
@@ -37,7 +40,7 @@ class AdamW {
   OptimConfig config_;
   std::vector<Range> ranges_;
   Tensor m_, v_;
-  Tensor blocks_;  // of all ranges, where the parameters are on a device
+  std::map<double, Tensor> blocks_;  // of all ranges by lr_scale, where the parameters are on a device
 };
 
 }  // namespace conclave::optim

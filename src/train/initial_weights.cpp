@@ -169,12 +169,19 @@ std::string text_of(const nlohmann::json& value) { return value.is_string() ? va
 
 // What shapes do not tell.
 void require_same_function(const RunConfig& config, const std::vector<Resumed>& runs) {
-  const auto now = config::to_json(config.model);
+  auto now = config::to_json(config.model);
+  const auto mup = [](auto& model) {
+    const bool used = model.value("init", std::string()) == "mup";
+    if (!used) model.erase("mup");
+    model["init"] = used ? "mup" : "normal or scaled";  // which only draw weights
+  };
+  mup(now);
   for (const auto& run : runs) {
     if (!run.manifest.config.model.contains("model")) continue;
-    const auto& saved = run.manifest.config.model.at("model");
-    for (const char* key :
-         {"num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta", "norm_eps", "norm_placement"}) {
+    auto saved = run.manifest.config.model.at("model");
+    mup(saved);
+    for (const char* key : {"num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta", "norm_eps",
+                            "norm_placement", "init", "mup"}) {
       if (!saved.contains(key) || saved.at(key) == now.at(key)) continue;
       throw ConfigError("model.init_from: model.{} is {} in {} and {} here\n  Set it to the earlier run's value.", key,
                         text_of(saved.at(key)), run.folder.string(), text_of(now.at(key)));

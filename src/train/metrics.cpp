@@ -133,6 +133,7 @@ std::string Metrics::line(int64_t step, const StepReport& report, const Unusual&
   std::string text =
       fmt::format("{:%H:%M:%S} step {}/{} ({:.1f}%) loss {:.4f} (z {:+.1f})", fmt::localtime(std::time(nullptr)), step,
                   config_.train.steps, 100.0 * step / steps, report.loss, z.loss);
+  if (report.teacher_loss) text += fmt::format(" distill {:.4f}", *report.teacher_loss);
   const auto& losses = config_.moe.balance.losses;
   for (size_t i = 0; i < losses.size() && !report.layers.empty(); ++i) {
     double sum = 0;
@@ -170,6 +171,7 @@ Json Metrics::record(int64_t step, const StepReport& report, const StepTimes& ti
             {"tokens", step * config_.train.global_batch_size * config_.data.seq_len},
             {"step_seconds", times.step_seconds},
             {"data_seconds", times.data_seconds}};
+  if (report.teacher_loss) json["distill_loss"] = *report.teacher_loss;
   if (report.skipped) json["skipped"] = *report.skipped;
   Json layers = Json::array();
   for (const auto& layer : report.layers) {

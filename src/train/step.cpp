@@ -49,7 +49,7 @@ optim::AdamW make_optimizer(const RunConfig& config, const nn::Parameters& param
       if (p.expert != expert || p.frozen) continue;
       const int64_t begin = std::max(p.offset, own.begin), end = std::min(p.offset + p.count, own.end());
       const bool decay = std::find(no_decay.begin(), no_decay.end(), nn::kind_name(p.kind)) == no_decay.end();
-      if (begin < end) ranges.push_back({begin, own.at + begin - own.begin, end - begin, decay});
+      if (begin < end) ranges.push_back({begin, own.at + begin - own.begin, end - begin, decay, p.lr_scale});
     }
   }
   return {config.optim, parameters.flat(expert), owned.count(), ranges};
@@ -101,6 +101,7 @@ Tensor TrainStep::view(std::span<float> data) const {
 
 void TrainStep::accumulate(std::span<const Batch> batches) {
   losses_.clear();
+  teacher_losses_.clear();
   targets_.clear();
   dense_fault_.reset();
   expert_fault_.reset();
@@ -122,7 +123,12 @@ nn::Frame TrainStep::begin(const Batch& batch) {
   gradients.dense = view(reducer_->dense_gradient(ahead));
   for (int64_t s = 0; s < sources; ++s) gradients.experts.push_back(view(reducer_->expert_gradient(s, ahead)));
   gradients.fresh = canonical() || first;
-  return model_.frame(batch, &gradients, step_number_);
+  nn::Frame frame = model_.frame(batch, &gradients, step_number_);
+  if (teacher_ != nullptr) {
+    const Span span(&timeline_, "teacher", "forward", batch.index);
+    frame.set_teacher(teacher_->look_at(batch));
+  }
+  return frame;
 }
 
 // The sums of what is complete start while backward goes on.
@@ -145,6 +151,7 @@ void TrainStep::end(nn::Frame& frame, bool last) {
     figures_->add(frame);
   } else {
     losses_.push_back(frame.loss_sum);
+    if (teacher_ != nullptr) teacher_losses_.push_back(frame.teacher_loss_sum);
     totals_.add(model_, frame);
   }
   // `fast` adds up all micro-batches in one buffer, so its last state tells of them all.
@@ -177,21 +184,28 @@ void TrainStep::look_over(UnderWay& micro_batch, const Part& part) const {
   }
 }
 
-void TrainStep::sum_losses(std::span<const double> own_losses, std::span<const double> own_targets,
-                           StepReport& report) const {
+void TrainStep::sum_losses(StepReport& report) const {
   // Micro-batches in their global order, so that the sum's tree is the same for every dp.
-  std::vector<double> losses(own_losses.size() * mesh_.dp().size()), targets(losses.size());
-  mesh_.dp().all_gather(own_losses, std::span<double>(losses));
-  mesh_.dp().all_gather(own_targets, std::span<double>(targets));
-  report.targets = tree_sum(std::span<const double>(targets));
-  report.loss = report.targets > 0 ? tree_sum(std::span<const double>(losses)) / report.targets : 0.0;
+  const auto sum = [&](const std::vector<double>& own) {
+    std::vector<double> all(own.size() * mesh_.dp().size());
+    mesh_.dp().all_gather(std::span<const double>(own), std::span<double>(all));
+    return tree_sum(std::span<const double>(all));
+  };
+  report.targets = sum(targets_);
+  const auto mean = [&](const std::vector<double>& own) {
+    const double total = sum(own);
+    return report.targets > 0 ? total / report.targets : 0.0;
+  };
+  report.loss = mean(losses_);
+  if (teacher_ != nullptr) report.teacher_loss = mean(teacher_losses_);
 }
 
 Tensor TrainStep::gradient_sum(bool expert) const { return view(expert ? reducer_->expert() : reducer_->dense()); }
 
 std::optional<std::string> TrainStep::why_not(const StepReport& report) const {
   if (report.targets == 0) return "no target of the batch counts";
-  if (std::isfinite(report.loss) && std::isfinite(report.grad_norm)) return std::nullopt;
+  if (std::isfinite(report.loss + report.teacher_loss.value_or(0)) && std::isfinite(report.grad_norm))
+    return std::nullopt;
   // A rank's tokens spoil its own dense gradients and the experts of others, so those are asked first. Where every
   // rank's part is finite, the sum has overflowed.
   const auto sum = norm_.non_finite_owned(gradient_sum(false).to(at::kCPU), gradient_sum(true).to(at::kCPU));
@@ -235,6 +249,7 @@ double TrainStep::settle() {
   const std::vector<double> squares = figures_->read({dense, expert});
   mesh_.dp().poll();  // throws where the sums were broken off
   losses_ = figures_->losses();
+  teacher_losses_ = figures_->teacher_losses();
   figures_->add_to(totals_);
   const auto all = std::span<const double>(squares);
   return joined_norm({tree_sum(all.first(dense.numel())), tree_sum(all.subspan(dense.numel()))}, mesh_,
@@ -242,6 +257,7 @@ double TrainStep::settle() {
 }
 
 StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
+  check(!config_.train.distill || teacher_ != nullptr, "a run with train.distill has a teacher");
   StepReport report;
   step_number_ = step;
   totals_ = model::RoutingTotals(model_);
@@ -255,7 +271,7 @@ StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
   const double norm = settle();
   totals_.reduce(mesh_.dp());
   totals_.reduce_outputs(mesh_.world());
-  sum_losses(losses_, targets_, report);
+  sum_losses(report);
   const double per_target = report.targets > 0 ? 1.0 / report.targets : 0.0;
   report.grad_norm = (probe_ != nullptr ? probe_->normed(norm) : norm) * per_target;
   report.lr = optim::learning_rate(config_.optim, config_.train.steps, step);

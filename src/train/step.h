@@ -17,13 +17,17 @@
 #include "parallel/gradient_reducer.h"
 #include "parallel/mesh.h"
 #include "train/run_config.h"
+#include "train/teacher.h"
 #include "train/weight_gather.h"
 
 namespace conclave::train {
 
 struct StepReport {
-  double loss = 0;       // cross entropy per counted target of the global batch, nats
-  double targets = 0;    // that counted
+  double loss = 0;     // cross entropy per counted target of the global batch, nats
+  double targets = 0;  // that counted
+  // temperature^2 KL(teacher || student), counted in the same way; none without a teacher. The step follows the
+  // gradient of (1 - weight) loss + weight · this.
+  std::optional<double> teacher_loss = {};
   double grad_norm = 0;  // before clipping
   double lr = 0;
   std::optional<std::string> skipped;  // why the update was left out; equal on all ranks
@@ -52,6 +56,9 @@ class TrainStep {
   ~TrainStep() noexcept(false);
   TrainStep(const TrainStep&) = delete;
   TrainStep& operator=(const TrainStep&) = delete;
+  // The steps from here on also learn from it. It outlives the step; null = no longer.
+  void learn_from(const Teacher* teacher) { teacher_ = teacher; }
+  const Teacher* teacher() const { return teacher_; }
   // `batches` are this rank's micro-batches of the step, in order. Collective; the report is equal on all ranks. With
   // parallel.overlap_param_gather the new weights of other owners may still be under way afterwards: the next run waits
   // for them where they are used, everybody else calls wait_for_weights() first.
@@ -95,7 +102,7 @@ class TrainStep {
   void end(nn::Frame& frame, bool last);
   void look_over(UnderWay& micro_batch, const Part& part) const;
   bool canonical() const { return config_.parallel.reduction == parallel::Reduction::kCanonical; }
-  void sum_losses(std::span<const double> own_losses, std::span<const double> own_targets, StepReport& report) const;
+  void sum_losses(StepReport& report) const;
   std::optional<std::string> why_not(const StepReport& report) const;
   void update(const optim::StepSize& size);
 
@@ -104,6 +111,7 @@ class TrainStep {
   model::Transformer& model_;
   Failpoints& failpoints_;
   StepProbe* probe_;
+  const Teacher* teacher_ = nullptr;
   Timeline timeline_;
   std::unique_ptr<model::Executor> executor_;
   int unwinding_;
@@ -117,7 +125,7 @@ class TrainStep {
   WeightGather gather_;
   int64_t updates_ = 0;
   std::deque<UnderWay> under_way_;
-  std::vector<double> losses_, targets_;  // of this rank's micro-batches
+  std::vector<double> losses_, teacher_losses_, targets_;  // of this rank's micro-batches
   // Of the first micro-batch that has any.
   std::optional<std::string> dense_fault_, expert_fault_;
   model::RoutingTotals totals_;

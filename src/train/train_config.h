@@ -6,6 +6,20 @@
 
 namespace conclave::train {
 
+struct DistillConfig {
+  std::string teacher;  // required
+  double weight = 0.5;
+  double temperature = 1.0;
+
+  void fields(auto&& field) {
+    field("teacher", teacher, "a run or checkpoint with this run's vocabulary and tokenizer, dense or MoE",
+          config::kRequired);
+    field("weight", weight, "share a of the loss (1 - a) CE + a temperature^2 KL(teacher || student)",
+          config::Rule{.min = 0, .max = 1});
+    field("temperature", temperature, "divides the logits of both in KL", config::kPositive);
+  }
+};
+
 struct TrainConfig {
   int64_t steps = 1000;
   int64_t global_batch_size = 8;
@@ -16,7 +30,7 @@ struct TrainConfig {
   std::optional<config::Duration> max_time;
   config::Duration hang_timeout{600};
   std::optional<std::string> profile;
-  std::optional<std::string> distill;
+  std::optional<DistillConfig> distill;
 
   void fields(auto&& field) {
     field("steps", steps, "optimizer steps of the run", config::kSize);
@@ -33,7 +47,7 @@ struct TrainConfig {
           config::kNotNegative);
     field("profile", profile,
           "steps whose timeline is written, such as 10..12 (trace-10-12.json in the run directory); null = none");
-    field("distill", distill, "teacher run");
+    field("distill", distill, "a frozen model whose logits the run also learns from; null = none");
   }
 };
 

@@ -5,7 +5,6 @@
 #include <ctime>
 
 #include "checkpoint/agreement.h"
-#include "config/json.h"
 #include "train/initial_weights.h"
 #include "train/replica_check.h"
 
@@ -32,45 +31,12 @@ bool stop_signal_waiting() {
 
 }  // namespace
 
-checkpoint::ConfigRecord config_record(const RunConfig& config) {
-  checkpoint::ConfigRecord record;
-  record.model = {{"model", config::to_json(config.model)}, {"moe", config::to_json(config.moe)}};
-  record.training = {{"data", config::to_json(config.data)},
-                     {"optim", config::to_json(config.optim)},
-                     {"train", config::to_json(config.train)}};
-  record.runtime = {{"parallel", config::to_json(config.parallel)},
-                    {"eval", config::to_json(config.eval)},
-                    {"checkpoint", config::to_json(config.checkpoint)},
-                    {"metrics", config::to_json(config.metrics)}};
-  // Where it is computed is no part of what is trained.
-  record.runtime["train"]["device"] = record.training["train"]["device"];
-  record.training["train"].erase("device");
-  // How tokens travel, how experts are balanced and where weights began do not change what the weights mean.
-  for (const char* key : {"balance", "capacity"}) record.training["moe"][key] = record.model["moe"][key];
-  for (const char* key : {"balance", "capacity", "dispatch"}) record.model["moe"].erase(key);
-  for (const char* key : {"init_from", "init_std"}) record.model["model"].erase(key);
-  record.training["moe"]["payload"] = config::to_json(config.moe.dispatch)["payload"];
-  if (config.moe.top_k.scheduled()) {
-    record.training["moe"]["top_k"] = record.model["moe"]["top_k"];
-    record.model["moe"]["top_k"] = static_cast<int64_t>(config.moe.top_k);
-  }
-  // What acts in training alone. The coefficient of an l1 loss is start · rate^steps, so its numbers belong to its
-  // state.
-  auto& l1 = record.model["moe"]["l1"] = Json::array();
-  for (const auto& loss : config.moe.balance.losses) l1.push_back(config::tree_to_json(config::to_node(loss.l1)));
-  for (const char* key :
-       {"jitter", "second", "second_threshold", "noisy_topk", "sinkhorn", "expert_choice", "frozen"}) {
-    record.training["moe"]["router"][key] = record.model["moe"]["router"][key];
-    record.model["moe"]["router"].erase(key);
-  }
-  return record;
-}
-
 Trainer::Trainer(const TrainerParts& parts)
     : p_(parts),
       profile_(parse_step_range(parts.config.train.profile.value_or("")), parts.mesh.world(), parts.step.timeline(),
                parts.store.directory()) {
   resume();
+  tokenizer_ = checkpoint::from_rank_zero(p_.mesh.world(), [&] { return tokenizer_hash(p_.config); });
   first_step_ = step_;
   const auto file = p_.store.directory().where() / "metrics.jsonl";
   const MetricsTarget target{file, p_.mesh.world().size(), p_.mesh.world().rank() == 0};
@@ -119,6 +85,8 @@ void Trainer::resume() {
         "be read from another place\n  Set it back, or start a new run directory.",
         batch, manifest->samples, manifest->step, manifest->samples / std::max<int64_t>(1, manifest->step));
   }
+  if (p_.step.teacher() != nullptr && saved.contains("teacher"))
+    require_same_teacher(saved.at("teacher"), *p_.step.teacher());
   p_.step.set_updates(saved.at("updates"));
   step_ = saved_step_ = manifest->step;
   state_digest_ = manifest->state.hex();
@@ -207,6 +175,8 @@ void Trainer::save() {
                      {"etp", p_.mesh.etp().size()},     {"zero", p_.config.parallel.zero}};
   contents.config = config_record(p_.config);
   contents.extra = {{"updates", p_.step.updates()}, {"data", p_.batches.fingerprint()}, {"metrics", metrics_->json()}};
+  if (p_.step.teacher() != nullptr) contents.extra["teacher"] = p_.step.teacher()->identity();
+  if (!tokenizer_.empty()) contents.extra["tokenizer"] = tokenizer_;
   HostCopies copies(p_.model);
   const auto saved = p_.store.save(contents, full_state(p_.model, p_.step, p_.mesh, &copies));
   saved_step_ = step_;

@@ -7,6 +7,7 @@
 #include "checkpoint/store.h"
 #include "comm/watchdog.h"
 #include "data/batch_loader.h"
+#include "train/config_record.h"
 #include "train/evaluator.h"
 #include "train/metrics.h"
 #include "train/profile.h"
@@ -65,12 +66,9 @@ class Trainer {
   std::vector<Evaluation> last_evaluation_;
   int64_t step_ = 0, first_step_ = 0;  // steps done
   int64_t saved_step_ = -1, evaluated_step_ = -1;
-  std::string state_digest_;
+  std::string state_digest_, tokenizer_;
   int64_t skipped_in_a_row_ = 0;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
-
-// What a checkpoint must agree with on resume, and what may change.
-checkpoint::ConfigRecord config_record(const RunConfig& config);
 
 }  // namespace conclave::train

@@ -113,6 +113,30 @@ void resolve_init_from(config::TextOrList& init_from, Rules& rules) {
   for (size_t i = 0; i < list.size(); ++i) make_absolute(list[i], fmt::format("model.init_from[{}]", i), rules);
 }
 
+// Whether the teacher is there and fits, the run itself finds out when it begins.
+void check_distill(const RunConfig& config, Rules& rules) {
+  if (!config.train.distill) return;
+  rules.require(!config.train.distill->teacher.empty(), {"train.distill.teacher"},
+                "names no run; give the directory of one, or set train.distill: null");
+  rules.warn_if(config.train.distill->weight == 0, {"train.distill.weight"},
+                "the teacher runs and changes nothing; train.distill: null saves its time");
+}
+
+void check_mup(const RunConfig& config, Rules& rules) {
+  const model::ModelConfig& model = config.model;
+  const model::MupConfig defaults;
+  const bool given = model.mup.base_width != defaults.base_width || model.mup.base_head_dim != defaults.base_head_dim ||
+                     model.mup.base_experts != defaults.base_experts;
+  rules.warn_if(given && model.init != model::Init::kMup, {"model.mup", "model.init"},
+                "has no effect: model.init is not mup");
+  const std::string& router = config.moe.router.type;
+  const bool unknown = router == "hierarchical" || router == "zero_compute" || router == "default_moe";
+  rules.require(model.init != model::Init::kMup || !config.moe.enabled || !unknown, {"model.init", "moe.router.type"},
+                fmt::format("mup knows no factor that keeps the weights of router '{}' when the number of experts "
+                            "changes; use another router, or model.init: normal",
+                            router));
+}
+
 }  // namespace
 
 void check_training(const RunConfig& config, Rules& rules) {
@@ -120,6 +144,8 @@ void check_training(const RunConfig& config, Rules& rules) {
   check_optim(config, rules);
   check_resume(config, rules);
   check_profile(config, rules);
+  check_distill(config, rules);
+  check_mup(config, rules);
   rules.require(config.checkpoint.keep_last >= 2, {"checkpoint.keep_last"},
                 "must be at least 2: a crash during a save needs the one before");
 }
@@ -130,6 +156,7 @@ void resolve_paths(RunConfig& config, Rules& rules) {
   std::string& resume = config.checkpoint.resume;
   if (resume.find('/') != std::string::npos) make_absolute(resume, "checkpoint.resume", rules);
   if (config.model.init_from) resolve_init_from(*config.model.init_from, rules);
+  if (config.train.distill) make_absolute(config.train.distill->teacher, "train.distill.teacher", rules);
   if (!config.data.tokenizer || *config.data.tokenizer == "bytes") return;
   make_absolute(*config.data.tokenizer, "data.tokenizer", rules);
   if (rules.options().check_files) require_files(*config.data.tokenizer, {""}, "data.tokenizer", rules);

@@ -18,7 +18,6 @@ void only(Rules& rules, const std::string& key, E value, std::initializer_list<E
 void check_model_keys(const RunConfig& config, Rules& rules) {
   const model::ModelConfig& model = config.model;
   only(rules, "model.norm_placement", model.norm_placement, {model::NormPlacement::kPre});
-  only(rules, "model.init", model.init, {model::Init::kNormal, model::Init::kScaled});
 }
 
 void check_moe_keys(const RunConfig& config, Rules& rules) {
@@ -46,7 +45,6 @@ void check_unbuilt(const RunConfig& config, Rules& rules) {
   rules.one_of("data.packing", config.data.packing, {"concat"}, {"best_fit", "pad"});
   rules.one_of("optim.type", config.optim.type, {"adamw"}, {"adam", "sgd", "lion", "muon", "adafactor"});
   rules.one_of("train.precision", config.train.precision, {"auto", "fp32", "bf16"}, {"fp16", "fp8"});
-  rules.unbuilt(config.train.distill.has_value(), "train.distill", "distillation");
   rules.unbuilt(config.checkpoint.async, "checkpoint.async", "saving while training goes on; set false");
   rules.one_of("checkpoint.verify", config.checkpoint.verify, {"full"}, {"sizes", "none"});
   rules.unbuilt(config.metrics.tensorboard, "metrics.tensorboard", "TensorBoard files; metrics.jsonl has every value");

@@ -39,6 +39,26 @@ TEST(InfoReport, PrintsGranularityResolvedAndEveryKindOfLayer) {
   EXPECT_THAT(text, HasSubstr("1-31: 32 experts of width 3584, 8 for each token, shared width 3584"));
 }
 
+TEST(InfoReport, PrintsTheScalesOfMup) {
+  auto config = mixture();
+  EXPECT_EQ(info_report(config, 1).find("Initialisation"), std::string::npos);
+  config.model.init = model::Init::kMup;
+  config.model.mup = {.base_width = 1024, .base_head_dim = 64, .base_experts = 4};
+  const auto text = info_report(config, 1);
+  EXPECT_THAT(text, HasSubstr("matrices with 4096 inputs, gates    0.015625       lr x 0.25"));
+  EXPECT_THAT(text, HasSubstr("head                                       0          lr x 1"));
+  EXPECT_THAT(text, HasSubstr("down projections of width 14336"));
+  EXPECT_THAT(text, HasSubstr("lr x 0.0714286"));
+  EXPECT_THAT(text, HasSubstr("logits x 0.25, attention scores x 0.0625, weights of experts x 1.3"));
+}
+
+TEST(InfoReport, SaysThatATeacherIsNotCounted) {
+  auto config = mixture();
+  EXPECT_EQ(info_report(config, 1).find("teacher"), std::string::npos);
+  config.train.distill = {.teacher = "runs/a"};
+  EXPECT_THAT(info_report(config, 1), HasSubstr("The teacher of train.distill is in none of these figures"));
+}
+
 TEST(InfoReport, ColumnsAreAligned) {
   const auto text = info_report(mixture(), 1);
   const auto column = [&](const char* row) {

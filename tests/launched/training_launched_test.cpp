@@ -5,6 +5,7 @@
 
 #include "launched/launched_world.h"
 #include "train/layout_runs.h"
+#include "train/saved_run.h"
 
 namespace conclave::test {
 namespace {
@@ -86,6 +87,27 @@ TEST(TrainingLaunchedOverlapTest, ChangesNoBit) {
             expect_same(run_layout(world, layout, wide, reduction), waiting);
           }
   }
+}
+
+// A run that learns from a frozen one, which rank 0 has saved.
+TEST(TrainingLaunchedTeacherTest, LayoutsKeepTheirPromises) {
+  const comm::Group world = launched_world().group();
+  std::optional<SavedRun> teacher;
+  if (world.rank() == 0)
+    teacher.emplace(LayoutCase{.name = "Teacher", .change = [](auto& config) { config.model.hidden_size = 48; }}, 2);
+  const std::string where = world.all_gather_text(teacher ? teacher->where() : "")[0];
+  const LayoutCase taught{.name = "Taught", .change = [&](auto& config) {
+                            config.train.distill = {.teacher = where, .weight = 0.6, .temperature = 1.5};
+                            config.train.micro_batch_size = 4;
+                            config.train.global_batch_size = std::max<int64_t>(16, 4 * world.size());
+                          }};
+  const Alone alone(taught);
+  expect_layout_promise(world, {world.size(), world.size()}, taught, alone);
+  if (world.size() % 2 == 0)
+    expect_close(run_layout(world, {.dp = world.size() / 2, .ep = world.size(), .zero = 1, .tp = 2}, taught,
+                            parallel::Reduction::kFast),
+                 alone.fast);
+  world.barrier();  // rank 0 removes the teacher
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TrainingLaunchedTest, ::testing::ValuesIn(layout_cases()),

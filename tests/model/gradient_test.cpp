@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The whole model in fp64 against finite differences: every hand-written backward at once.
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
 
+#include "kernels/optimizer.h"
 #include "kernels/tensor_checks.h"
 #include "model/executors/sequential.h"
 #include "support/tiny_models.h"
@@ -13,14 +15,30 @@ namespace {
 struct Case {
   std::string name;
   std::function<void(model::TransformerConfig&)> change;
+  bool taught = false;
 };
 
+// A teacher of width 6.
+nn::TeacherSide some_teacher(const model::Transformer& m, const Batch& batch) {
+  const auto numbers = [](std::vector<int64_t> sizes, uint64_t seed) {
+    Tensor drawn = at::empty(sizes, at::kDouble);
+    kernels::fill_normal(drawn, Random(seed, Purpose::kTest), 0, 1);
+    return drawn;
+  };
+  return {.hidden_TD = numbers({batch.tokens_count(), 6}, 1),
+          .head_VD = numbers({m.shape().vocab, 6}, 2),
+          .weight = 0.4,
+          .temperature = 1.5};
+}
+
 // What a step minimises: the cross entropy sum, and each auxiliary loss weighted by the targets of its micro-batch.
-double objective(const model::Transformer& m, const Batch& batch, nn::Gradients* gradients) {
+double objective(const model::Transformer& m, const Batch& batch, nn::Gradients* gradients, bool taught) {
   nn::Gradients scratch{at::zeros_like(m.parameters().flat(false)), {at::zeros_like(m.parameters().flat(true))}};
   nn::Frame frame = m.frame(batch, gradients ? gradients : &scratch);  // training mode, so that capacity is the same
+  if (taught) frame.set_teacher(some_teacher(m, batch));
   for (const auto& stage : m.stages()) stage->forward(frame);
   double total = frame.loss_sum;
+  if (taught) total = (1 - frame.teacher()->weight) * total + frame.teacher()->weight * frame.teacher_loss_sum;
   std::vector<const moe::Decision*> storage;
   const auto view = m.loss_view(frame, storage);
   const auto& losses = m.balancer().losses();
@@ -33,6 +51,7 @@ double objective(const model::Transformer& m, const Batch& batch, nn::Gradients*
   }
   if (!gradients) return total;
   nn::Frame again = m.frame(batch, gradients);
+  if (taught) again.set_teacher(some_teacher(m, batch));
   gradients->dense.zero_();
   gradients->experts[0].zero_();
   gradients->fresh = true;
@@ -54,7 +73,7 @@ TEST_P(GradientTest, EqualsFiniteDifferences) {
   batch.loss_mask[4] = 0;
   for (int i = 15; i < 18; ++i) batch.segment_ids[i] = -1, batch.loss_mask[i] = 0;  // padding at the end of the second
   nn::Gradients gradients{at::zeros_like(m.parameters().flat(false)), {at::zeros_like(m.parameters().flat(true))}};
-  objective(m, batch, &gradients);
+  objective(m, batch, &gradients, GetParam().taught);
   int checked = 0;
   for (const auto& parameter : m.parameters().all()) {
     Tensor value = nn::view_of(m.parameters().flat(parameter.expert), parameter).view({-1});
@@ -62,9 +81,9 @@ TEST_P(GradientTest, EqualsFiniteDifferences) {
     for (int64_t i = 0; i < value.numel(); i += std::max<int64_t>(1, value.numel() / 5)) {
       const double saved = value[i].item<double>(), h = 1e-6;
       value[i] = saved + h;
-      const double up = objective(m, batch, nullptr);
+      const double up = objective(m, batch, nullptr, GetParam().taught);
       value[i] = saved - h;
-      const double down = objective(m, batch, nullptr);
+      const double down = objective(m, batch, nullptr, GetParam().taught);
       value[i] = saved;
       const double expected = (up - down) / (2 * h);
       EXPECT_NEAR(gradient[i].item<double>(), expected, 1e-6 * std::max(1.0, std::abs(expected)))
@@ -138,6 +157,19 @@ std::vector<Case> cases() {
          c.moe.router.zero_compute = {.zero = 1, .copy = 1, .constant = 2};
          c.moe.balance.losses = {{LossType::kSwitch, 0.5, Level::kMicro, Convention::kMegatron, Scope::kLayer}};
        }},
+      {"Taught", [](TransformerConfig&) {}, true},
+      // With a head of its own, which begins as zero, there would be no gradient below it.
+      {"Mup",
+       [](TransformerConfig& c) {
+         c.model.init = model::Init::kMup, c.model.tie_embeddings = true;
+         c.model.mup = {48, 16, 2};
+       }},
+      {"MupTaught",
+       [](TransformerConfig& c) {
+         c.model.init = model::Init::kMup, c.model.tie_embeddings = true;
+         c.model.mup = {24, 16, 2};
+       },
+       true},
       {"AuxMegatron", loss({LossType::kSwitch, 0.5, Level::kMicro, Convention::kMegatron, Scope::kLayer})},
       {"AuxSwitch", loss({LossType::kSwitch, 0.5, Level::kMicro, Convention::kSwitch, Scope::kLayer})},
       {"AuxHuggingFace", loss({LossType::kSwitch, 0.5, Level::kMicro, Convention::kHuggingface, Scope::kModel})},

@@ -169,10 +169,15 @@ const std::vector<BadConfig> kUnbuilt = {
      "not built yet: 'dense_backprop_group'"},
     {"Lory", "moe: {router: {type: lory}}\n", "3:22", "not built yet: 'lory'"},
     {"Replay", "moe: {router: {replay: ids}}\n", "3:24", "not built yet: replaying"},
-    {"Mup",
-     "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init: mup}\n" +
+    {"MupOfARouterWithoutAFactor",
+     "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init: mup}\n"
+     "moe: {router: {type: zero_compute}}\n" +
          std::string(kData),
-     "1:86", "not built yet: 'mup'"},
+     "1:83", "mup knows no factor"},
+    {"MupBase",
+     "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, mup: {base_width: 0}}\n" +
+         std::string(kData),
+     "1:98", "model.mup.base_width"},
     {"InitFromNothing",
      "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init_from: []}\n" +
          std::string(kData),
@@ -180,7 +185,9 @@ const std::vector<BadConfig> kUnbuilt = {
     {"Fp16", "train: {precision: fp16}\n", "3:20", "not built yet: 'fp16'"},
     {"Cuda", "train: {device: cuda}\n", "3:17", "use train.device: cpu"},
     {"Device", "train: {device: gpu}\n", "3:17", "auto, cpu, cuda"},
-    {"Distill", "train: {distill: x}\n", "3:18", "not built yet: distillation"},
+    {"DistillFromNothing", "train: {distill: {weight: 0.5}}\n", "3:18", "teacher"},
+    {"DistillWeight", "train: {distill: {teacher: x, weight: 2}}\n", "3:39", "train.distill.weight"},
+    {"DistillCold", "train: {distill: {teacher: x, temperature: 0}}\n", "3:44", "train.distill.temperature"},
     {"AsyncCheckpoint", "checkpoint: {async: true}\n", "3:21", "not built yet: saving while training"},
     {"Tensorboard", "metrics: {tensorboard: true}\n", "3:24", "not built yet: TensorBoard"},
     {"Recompute", "memory: {recompute: ful}\n", "3:21", "full"},

@@ -7,7 +7,6 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -163,6 +162,7 @@ class RankRun {
         failpoints_(failpoints, world.rank()),
         step_(config_, mesh_, model_, failpoints_) {
     layout_case.prepare(model_);
+    if (config_.train.distill) step_.learn_from(&teacher_.emplace(config_, mesh_, *make_silent_log()));
   }
   train::StepReport step(int64_t number, bool without_targets = false) {
     const auto share = mesh_.micro_batches(config_.train.global_batch_size / config_.train.micro_batch_size);
@@ -217,6 +217,7 @@ class RankRun {
   parallel::Mesh mesh_;
   model::Transformer model_;
   Failpoints failpoints_;
+  std::optional<train::Teacher> teacher_;  // of train.distill
   train::TrainStep step_;
 };
 
@@ -267,8 +268,7 @@ inline double norm_of(const std::vector<double>& values) {
   return std::sqrt(squares);
 }
 
-// Within the promise of `fast` for one step from equal state: 1e-5, a tensor's norm counting as at least 1e-6 of the
-// global one.
+// Within 1e-5, the promise of `fast` for one step from equal state; a tensor's norm is 1e-6 of the whole at least.
 inline void expect_close(const LayoutOutcome& got, const LayoutOutcome& expected) {
   EXPECT_NEAR(got.losses[0] / expected.losses[0], 1.0, 1e-5);
   EXPECT_NEAR(got.norms[0] / expected.norms[0], 1.0, 1e-5);

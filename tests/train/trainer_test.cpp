@@ -8,6 +8,7 @@
 #include "data/token_files.h"
 #include "support/ranks.h"
 #include "train/layout_runs.h"
+#include "train/saved_run.h"
 
 namespace conclave::test {
 namespace {
@@ -48,7 +49,9 @@ Trained train_on(const comm::Group& world, const train::RunConfig& config, const
   checkpoint::Store store(world, where, {.keep_last = 2, .directory = {.lock = {0.05, 0.5}}}, none, *log);
   comm::Watchdog watchdog(0, world.rank(), std::make_shared<comm::Activity>());
   model::Transformer model(train::transformer_config(config), mesh);
+  std::optional<train::Teacher> teacher;
   train::TrainStep step(config, mesh, model, none);
+  if (config.train.distill) step.learn_from(&teacher.emplace(config, mesh, *log));
   train::Trainer trainer({config, mesh, model, step, batches, &validation, store, {}, watchdog, none, *log});
   EXPECT_EQ(trainer.run(), ExitCode::kDone);
   Trained trained;
@@ -94,6 +97,30 @@ TEST(TrainerRanks, SayThatARouterWhichWasFrozenBeginsToLearn) {
   const std::string other = log_of_resume(false, true);
   EXPECT_EQ(other.find(note), std::string::npos);
   EXPECT_NE(other.find("moe.router.frozen"), std::string::npos) << "what changed is said in any case";
+}
+
+TEST(TrainerRanks, GoesOnWithTheTeacherItHadOrNone) {
+  const data::TemporaryDirectory directory;
+  const auto tokens = write_tokens(directory);
+  const SavedRun one({.name = "One"}, 1), two({.name = "Two"}, 2);
+  run_ranks(2, [&](const comm::Group& world) {
+    const auto train = [&](const SavedRun* teacher, int64_t steps) {
+      auto config = run_config(tokens, false);
+      config.train.steps = steps;
+      if (teacher != nullptr) config.train.distill = {.teacher = teacher->where()};
+      train_on(world, config, directory / "run");
+    };
+    train(&one, 2);
+    EXPECT_THROW(train(&two, 3), ConfigError);
+    train(&one, 3);
+    train(nullptr, 4);
+  });
+  std::ifstream file(std::filesystem::path(directory / "run") / "metrics.jsonl");
+  std::vector<bool> taught;
+  for (std::string line; std::getline(file, line);)
+    if (line.find("\"grad_norm\"") != std::string::npos)
+      taught.push_back(line.find("\"distill_loss\"") != std::string::npos);
+  EXPECT_EQ(taught, (std::vector<bool>{true, true, true, false}));
 }
 
 TEST(TrainerRanks, EvaluatesAndSavesWeightsThatHaveArrived) {
