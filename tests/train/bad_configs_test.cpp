@@ -173,7 +173,7 @@ const std::vector<BadConfig> kUnbuilt = {
      "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init: mup}\n"
      "moe: {router: {type: zero_compute}}\n" +
          std::string(kData),
-     "1:83", "mup knows no factor"},
+     "1:86", "mup knows no factor"},
     {"MupBase",
      "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, mup: {base_width: 0}}\n" +
          std::string(kData),
