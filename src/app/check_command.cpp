@@ -47,6 +47,11 @@ std::string expert_lines(const RunConfig& config, const model::ModelShape& shape
   std::set<std::string> kinds;
   size_t dense = 0;
   for (const model::LayerShape& layer : shape.layers) {
+    if (layer.merges()) {
+      kinds.insert(fmt::format("{} experts of width {}, merged for each {} tokens", layer.num_experts,
+                               layer.expert_width, layer.merge_segment));
+      continue;
+    }
     if (!layer.moe) {
       ++dense;
       continue;

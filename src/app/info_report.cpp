@@ -39,6 +39,9 @@ std::string table(const std::vector<Row>& rows) {
 }
 
 std::string feed_forward(const model::LayerShape& layer) {
+  if (layer.merges())
+    return fmt::format("{} experts of width {}, merged for each {} tokens", layer.num_experts, layer.expert_width,
+                       layer.merge_segment);
   if (!layer.moe) return fmt::format("dense, width {}", layer.ffn_width);
   std::string text =
       fmt::format("{} experts of width {}, {} for each token", layer.num_experts, layer.expert_width, layer.top_k);

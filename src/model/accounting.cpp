@@ -24,6 +24,10 @@ int64_t projections(const ModelShape& shape) { return 2 * shape.hidden * (query_
 int64_t planned(const LayerShape& layer, int64_t of_expert) {
   return std::llround(layer.mean_picks * static_cast<double>(of_expert));
 }
+// Merging the weights of experts, for each token of a segment.
+int64_t merging(const ModelShape& shape, const LayerShape& layer) {
+  return layer.merges() ? layer.num_experts * swiglu(shape, layer.expert_width) / layer.merge_segment : 0;
+}
 int64_t router(const ModelShape& shape, const LayerShape& layer) {
   const int64_t inputs = (layer.router_context ? 2 : 1) * shape.hidden;
   return inputs * layer.router_columns + shape.hidden * (layer.shared_gate + 2 * layer.branch_gate);
@@ -97,7 +101,9 @@ int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, const Me
   // Rows that came from other ranks are kept, local ones are not. An expert that is spread has them on every rank.
   const int64_t remote_rows =
       layer.moe ? layer.most_picks * h * plan.etp * (plan.sources() - 1) / (plan.sources() * tp) : 0;
-  return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + kept_rows(layer) * h;
+  // A segment's merged weights and their gradients.
+  const int64_t merged = layer.merges() ? 2 * swiglu(shape, layer.expert_width) / layer.merge_segment : 0;
+  return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + kept_rows(layer) * h + merged;
 }
 
 int64_t saved_numbers(const ModelShape& shape, const MemoryPlan& plan) {
@@ -165,9 +171,10 @@ FlopCount count_flops(const ModelShape& shape, Counter counter, int64_t sequence
     flops.projections += 2 * projections(shape);
     flops.attention += counter == Counter::kExact ? square / 2 : square;
     flops.ffn += 2 * swiglu(shape, layer.ffn_width);
-    flops.router += counter == Counter::kExact ? 2 * router(shape, layer) : 0;
+    // The scores of a merge are of its segment, and too few to count.
+    flops.router += counter == Counter::kExact && !layer.merges() ? 2 * router(shape, layer) : 0;
     flops.shared += 2 * swiglu(shape, layer.shared_width + layer.fallback_width);
-    flops.experts += planned(layer, 2 * swiglu(shape, layer.expert_width));
+    flops.experts += planned(layer, 2 * swiglu(shape, layer.expert_width)) + 2 * merging(shape, layer);
   }
   flops.head = 2 * shape.vocab * shape.hidden;
   return flops;

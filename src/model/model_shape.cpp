@@ -50,6 +50,8 @@ void set_router(const moe::RouterConfig& config, LayerShape& layer) {
   layer.home_terms = router->home_terms();
   layer.home_kept = !router->kept_vectors().empty();
   layer.mean_picks = router->planned_picks(shape);
+  if (config.type == "lory") layer.merge_segment = config.lory.value_or(moe::LoryConfig()).segment;
+  layer.moe = !layer.merges();
 }
 
 LayerShape moe_layer(const ModelConfig& model, const moe::MoeConfig& moe, int64_t experts) {

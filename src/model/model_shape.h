@@ -12,7 +12,7 @@
 namespace conclave::model {
 
 struct LayerShape {
-  bool moe = false;
+  bool moe = false;               // tokens choose experts
   int64_t ffn_width = 0;          // of the dense FFN, also of one beside the experts; 0 when the layer has none
   int64_t num_experts = 0;        // E after granularity
   int64_t home_experts = 0;       // besides, that compute nothing (null experts, copies)
@@ -28,9 +28,11 @@ struct LayerShape {
   int64_t shared_width = 0;       // 0 = no shared expert
   int64_t fallback_width = 0;     // of the expert for dropped choices; 0 = none
   bool shared_gate = false;
+  int64_t merge_segment = 0;    // tokens that share merged weights of all experts (Lory); 0 = tokens choose experts
   bool branch_gate = false;     // PR-MoE: two numbers for each token weigh experts and dense FFN
   bool residual_dense = false;  // Arctic: a dense FFN of ffn_width beside the experts, which read the block input
 
+  bool merges() const { return merge_segment > 0; }
   // Parameters [D] among what is added at home.
   int64_t home_vectors() const { return home_terms > 1 && !home_kept ? home_terms - 1 : 0; }
   bool operator==(const LayerShape&) const = default;

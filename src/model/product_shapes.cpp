@@ -29,6 +29,10 @@ std::vector<NamedProduct> product_shapes(const ModelShape& shape) {
   for (const LayerShape& layer : shape.layers) {
     if (layer.ffn_width > 0) add_feed_forward("dense", shape.hidden, layer.ffn_width, 1, products);
     if (layer.shared_width > 0) add_feed_forward("shared expert", shape.hidden, layer.shared_width, 1, products);
+    if (layer.merges()) {
+      add_feed_forward("merged expert", shape.hidden, layer.expert_width, 1, products);
+      add(products, {"router", {shape.hidden, layer.num_experts}});
+    }
     if (!layer.moe) continue;
     if (layer.fallback_width > 0) add_feed_forward("fallback", shape.hidden, layer.fallback_width, 1, products);
     const double share = layer.mean_picks / static_cast<double>(layer.num_experts);

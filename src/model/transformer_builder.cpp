@@ -212,7 +212,7 @@ Slot TransformerBuilder::dense(const std::string& name, int64_t width, Slot inpu
 
 Slot TransformerBuilder::feed_forward_block(const Name& name, const LayerShape& layer, Branches from) {
   return residual(name, "ffn", from.input, [&](Slot x) -> std::vector<Slot> {
-    if (!layer.moe) return {dense(name("ffn"), layer.ffn_width, x)};
+    if (!layer.moe && !layer.merges()) return {dense(name("ffn"), layer.ffn_width, x)};
     return moe_sub_layer(name, layer, {x, from.block_input});
   });
 }

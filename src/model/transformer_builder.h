@@ -66,6 +66,7 @@ class TransformerBuilder {
     moe::RouteSlots route;
   };
   RoutedSlots moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
+  RoutedSlots merged_branch(const Name& name, const LayerShape& layer, nn::Slot input);
   RoutedSlots device_moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
   void chunked_exchange(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& whole);
   bool resends() const;

@@ -9,6 +9,7 @@
 #include "moe/dispatch_stages.h"
 #include "moe/fallback_stage.h"
 #include "moe/home_stage.h"
+#include "moe/soft_merge.h"
 #include "nn/branch_gate.h"
 #include "nn/weighted_sum.h"
 
@@ -201,6 +202,7 @@ std::vector<Slot> TransformerBuilder::moe_sub_layer(const Name& name, const Laye
 
 TransformerBuilder::RoutedSlots TransformerBuilder::moe_branch(const Name& name, const LayerShape& layer, Slot input) {
   const auto slot = [&](const char* what) { return m_.slots_.add(name(std::string("moe.") + what)); };
+  if (layer.merges()) return merged_branch(name, layer, input);
   if (config_.device) return device_moe_branch(name, layer, input);
   const Slot decision = m_.decisions_[m_.routers_.size()];
   const auto dropout = expert_dropout(layer, static_cast<int>(m_.routers_.size()));
@@ -229,6 +231,29 @@ TransformerBuilder::RoutedSlots TransformerBuilder::moe_branch(const Name& name,
   stage<moe::ExpertStage>(name("moe.experts"), experts, slots);
   stage<moe::Combine>(name("moe.combine"), *m_.dispatcher_, slots);
   return {slots.output, of_route};
+}
+
+TransformerBuilder::RoutedSlots TransformerBuilder::merged_branch(const Name& name, const LayerShape& layer,
+                                                                  Slot input) {
+  check(m_.mesh_.ep().size() * m_.mesh_.etp().size() * tp_.size() == 1, "every rank merges all experts");
+  const int64_t D = shape_.hidden, F = layer.expert_width;
+  std::vector<nn::LogicalTensor> gate_up, down;
+  for (int64_t e = 0; e < layer.num_experts; ++e) {
+    const auto part = [&](const char* which) { return name(fmt::format("moe.experts.{}.{}.weight", e, which)); };
+    gate_up.push_back({part("gate"), {F, D}});
+    gate_up.push_back({part("up"), {F, D}});
+    down.push_back({part("down"), {D, F}});
+  }
+  const auto router = router_blocks(name, {{"router", layer.num_experts, {}}});
+  const moe::SoftMergeWeights weights{.router_ED = router[0],
+                                      .gate_up_E2FD = fused(gate_up, init_.matrix(D), true),
+                                      .down_EDF = fused(down, init_.residual(F), true)};
+  const moe::LoryConfig lory = config_.moe.router.lory.value_or(moe::LoryConfig());
+  const moe::SoftMergeConfig config{
+      .experts = layer.num_experts, .segment = layer.merge_segment, .own_first = lory.first == moe::FirstSegment::kOwn};
+  const Slot output = m_.slots_.add(name("moe.output"));
+  stage<moe::SoftMerge>(name("moe.merge"), m_.parameters_, config, weights, nn::Wire{input, output});
+  return {output, {}};
 }
 
 TransformerBuilder::RoutedSlots TransformerBuilder::device_moe_branch(const Name& name, const LayerShape& layer,

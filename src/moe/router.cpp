@@ -13,6 +13,7 @@ Router::Row default_moe_router();
 Router::Row expert_choice_router();
 Router::Row hash_router();
 Router::Row hierarchical_router();
+Router::Row lory_router();
 Router::Row noisy_topk_router();
 Router::Row null_experts_router();
 Router::Row relu_router();
@@ -22,10 +23,10 @@ Router::Row topk_router();
 Router::Row zero_compute_router();
 
 std::span<const Router::Row> Router::table() {
-  static const std::array rows{topk_router(),         noisy_topk_router(),   expert_choice_router(),
-                               hash_router(),         sinkhorn_router(),     relu_router(),
-                               sparsemixer_router(),  hierarchical_router(), null_experts_router(),
-                               zero_compute_router(), base_router(),         default_moe_router()};
+  static const std::array rows{
+      topk_router(), noisy_topk_router(),  expert_choice_router(), hash_router(),         sinkhorn_router(),
+      relu_router(), sparsemixer_router(), hierarchical_router(),  null_experts_router(), zero_compute_router(),
+      base_router(), default_moe_router(), lory_router()};
   return rows;
 }
 

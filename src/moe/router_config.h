@@ -10,6 +10,7 @@ enum class Score { kSoftmax, kSigmoid };
 enum class GroupScore { kAuto, kMax, kTop2 };
 enum class HashTable { kModulo, kRandom };
 enum class HashFeature { kCurrent, kPrevious };
+enum class FirstSegment { kUniform, kOwn };
 
 // Options of one router each; given with another type they are refused.
 struct NoisyTopKConfig {
@@ -105,6 +106,18 @@ struct DefaultMoeConfig {
   }
 };
 
+struct LoryConfig {
+  int64_t segment = 256;
+  FirstSegment first = FirstSegment::kUniform;
+  void fields(auto&& field) {
+    field("segment", segment, "tokens of a sequence that share one merge of all experts", config::kSize);
+    field(
+        "first", first,
+        "merge of a document's first segment: uniform = all experts alike; own = by its own mean in training, without "
+        "a gradient (the paper)");
+  }
+};
+
 struct RouterConfig {
   std::string type = "topk";
   Score score = Score::kSoftmax;
@@ -132,6 +145,7 @@ struct RouterConfig {
   std::optional<ZeroComputeConfig> zero_compute = {};
   std::optional<BaseConfig> base = {};
   std::optional<DefaultMoeConfig> default_moe = {};
+  std::optional<LoryConfig> lory = {};
   std::optional<std::string> record;
   std::optional<std::string> replay;
 
@@ -169,6 +183,7 @@ struct RouterConfig {
     field("zero_compute", zero_compute, "options of type zero_compute");
     field("base", base, "options of type base");
     field("default_moe", default_moe, "options of type default_moe");
+    field("lory", lory, "options of type lory");
     field("record", record, "write chosen expert ids here");
     field("replay", replay, "take expert ids from such a recording");
   }
@@ -196,5 +211,10 @@ template <>
 struct EnumNames<moe::HashFeature> {
   static constexpr std::array<std::pair<std::string_view, moe::HashFeature>, 2> kNames{
       {{"current", moe::HashFeature::kCurrent}, {"previous", moe::HashFeature::kPrevious}}};
+};
+template <>
+struct EnumNames<moe::FirstSegment> {
+  static constexpr std::array<std::pair<std::string_view, moe::FirstSegment>, 2> kNames{
+      {{"uniform", moe::FirstSegment::kUniform}, {"own", moe::FirstSegment::kOwn}}};
 };
 }  // namespace conclave::config

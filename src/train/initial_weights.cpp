@@ -54,6 +54,7 @@ std::optional<double> weight_sum(const moe::MoeConfig& moe) {
   const moe::RouterConfig& router = moe.router;
   const bool over_picks = !router.score_before_topk && router.score == moe::Score::kSoftmax;
   const bool sliced = moe.granularity > 1;  // then all slices of a copy must be chosen together
+  if (router.type == "lory") return 1;
   if (router.type == "hash" && !sliced) return router.routed_scaling_factor;
   if (router.type != "topk" || !(router.norm_topk_prob || over_picks)) return std::nullopt;
   if (router.second != "always" || (router.top_p && sliced)) return std::nullopt;

@@ -22,7 +22,7 @@ struct RouterUse {
 void check_type(const RunConfig& config, Rules& rules) {
   std::vector<std::string> built;
   for (const auto& row : moe::Router::table()) built.emplace_back(row.info.type);
-  rules.one_of("moe.router.type", config.moe.router.type, built, {"dense_backprop_group", "lory"});
+  rules.one_of("moe.router.type", config.moe.router.type, built, {"dense_backprop_group"});
   const auto* row = moe::Router::find(config.moe.router.type);
   const bool leaks = row != nullptr && row->info.causality == moe::Causality::kLeaky;
   rules.warn_if(
@@ -80,6 +80,7 @@ void check_options(const RunConfig& config, Rules& rules) {
   own("null_experts", router.null_experts.has_value());
   own("base", router.base.has_value());
   own("default_moe", router.default_moe.has_value());
+  own("lory", router.lory.has_value());
   const RouterUse use{router.type};
   own("zero_compute", router.zero_compute.has_value());
   check_nulls(config, rules);
@@ -308,6 +309,7 @@ void check_methods(const RunConfig& config, Rules& rules) {
   check_hierarchical(config, rules);
   check_losses(config, rules);
   check_policy(config, rules);
+  check_merges(config, rules);
 }
 
 }  // namespace conclave::train

@@ -98,6 +98,13 @@ bool has_experts(const train::RunConfig& config) {
   return false;
 }
 
+// Merged experts are whole on every rank.
+bool spreads_tensors(const train::RunConfig& config) {
+  for (const auto& layer : model::model_shape(config.model, config.moe).layers)
+    if (layer.merges()) return false;
+  return true;
+}
+
 // As many micro-batches, a power of two, for each of `dp` ranks as executors want in flight.
 train::RunConfig with_batch_for(const train::RunConfig& config, int64_t dp) {
   train::RunConfig changed = config;
@@ -167,7 +174,9 @@ LayoutPlan plan_layouts(const train::RunConfig& config, int64_t ranks, const std
   with_layout(config, plan.reference);
   if (!obstacle.empty()) plan.skipped.push_back({"canonical", obstacle});
 
+  const bool spreads = spreads_tensors(config);
   for (Layout layout : meshes(ranks, moe)) {
+    if (layout.tp > 1 && !spreads) continue;
     const auto possible = reductions(config, layout, obstacle.empty(), plan.skipped);
     if (possible.empty()) continue;
     // Every reduction and zero with the plainest exchange; the other exchanges once, with the strictest of them.

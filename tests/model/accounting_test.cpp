@@ -300,6 +300,22 @@ TEST(AccountingFlops, ExactHalvesTheAttentionSquareAndCountsTheRouter) {
   EXPECT_EQ(exact.head, 2 * 64 * 1000);
 }
 
+TEST(AccountingFlops, MergedExpertsCostOneAndAShareOfMergingThemAll) {
+  moe::MoeConfig moe;
+  moe.top_k = 1;
+  moe.router.type = "lory";
+  moe.router.lory = {.segment = 16};
+  const auto shape = model_shape(small_model(), moe);
+  const int64_t width = shape.layers[0].expert_width, expert = 3 * 64 * width;
+  const auto flops = count_flops(shape, Counter::kExact, 128);
+  EXPECT_EQ(flops.experts, 4 * (2 * expert + 2 * 8 * expert / 16));
+  EXPECT_EQ(flops.router, 0);
+  const auto layer = count_parameters(shape, Counter::kExact).layers[0];
+  EXPECT_EQ(layer.experts, 8 * expert);
+  EXPECT_EQ(layer.active_experts, expert);
+  EXPECT_EQ(layer.router, 8 * 64);
+}
+
 TEST(AccountingMemory, ExpertsAreSpreadOverExpertRanksAndTheRestIsNot) {
   const auto shape = model_shape(small_model(), {});
   const auto count = count_parameters(shape, Counter::kExact);

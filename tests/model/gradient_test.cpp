@@ -106,6 +106,10 @@ std::vector<Case> cases() {
          c.moe.router.routed_scaling_factor = 1.5;
          c.moe.balance.losses = {{.coef = 0.1}};
        }},
+      {"Lory",
+       [](TransformerConfig& c) {
+         c.moe.router.type = "lory", c.moe.router.lory = {.segment = 4}, c.moe.top_k = 1, c.moe.num_shared_experts = 1;
+       }},
       {"Base", [](TransformerConfig& c) { c.moe.router.type = "base", c.moe.top_k = 1; }},
       {"ExpertDropout", [](TransformerConfig& c) { c.moe.experts.dropout = 0.4; }},
       {"DenseFirst",

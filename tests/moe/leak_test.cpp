@@ -84,6 +84,8 @@ TEST_P(Leak, TokensOfATrainingStepSeeLaterOnesOnlyUnderALeakyPolicy) {
 
 INSTANTIATE_TEST_SUITE_P(Routers, Leak, ::testing::ValuesIn(testing::router_methods()),
                          [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Merges, Leak, ::testing::ValuesIn(testing::merge_methods()),
+                         [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(All, Leak, ::testing::ValuesIn(testing::all_methods()),
                          [](const auto& info) { return info.param.name; });
 

@@ -111,6 +111,14 @@ inline std::vector<Method> shape_methods() {
   };
 }
 
+// What merges experts instead of choosing some.
+inline std::vector<Method> merge_methods() {
+  return {{"Lory", 4, 1, [](moe::MoeConfig& c) {
+             c.router.type = "lory";
+             c.router.lory = {.segment = 8};
+           }}};
+}
+
 // Methods with routers, losses and drop policies of their own.
 inline std::vector<Method> own_router_methods() {
   using namespace moe;

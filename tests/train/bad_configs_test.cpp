@@ -167,7 +167,6 @@ const std::vector<BadConfig> kUnbuilt = {
      "not built yet: dropout in experts"},
     {"DenseBackpropGroup", "moe: {router: {type: dense_backprop_group}}\n", "3:22",
      "not built yet: 'dense_backprop_group'"},
-    {"Lory", "moe: {router: {type: lory}}\n", "3:22", "not built yet: 'lory'"},
     {"Replay", "moe: {router: {replay: ids}}\n", "3:24", "not built yet: replaying"},
     {"MupOfARouterWithoutAFactor",
      "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init: mup}\n"

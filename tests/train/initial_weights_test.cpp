@@ -107,6 +107,13 @@ TEST(InitialWeights, OfADenseRunKeepItsFunction) {
   const double loss = runs.train(dense(), "dense", 2);
   const std::map<std::string, std::function<void(train::RunConfig&)>> targets = {
       {"plain", [](auto&) {}},
+      {"merged",
+       [](auto& config) {
+         config.moe.router = {};
+         config.moe.router.type = "lory";
+         config.moe.router.lory.emplace().segment = 4;
+         config.moe.top_k = 1, config.moe.balance = {};
+       }},
       {"scaled sigmoid",
        [](auto& config) {
          config.moe.router.score = moe::Score::kSigmoid;

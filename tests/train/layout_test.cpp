@@ -139,6 +139,27 @@ TEST_P(RouterLayoutRanks, AStateThatWasSavedGoesOnWithTheSameBits) {
   EXPECT_EQ(after.all_state(), whole.all_state());
 }
 
+// Every rank merges all experts: over dp alone.
+TEST(MergeLayoutRanks, CanonicalIsBitwiseAndFastIsClose) {
+  const LayoutCase lory{.name = "Lory", .change = [](auto& config) {
+                          config.moe.router.type = "lory";
+                          config.moe.router.lory = {.segment = 4};
+                          config.moe.top_k = 1;
+                          config.moe.balance = {};
+                        }};
+  const Alone alone(lory);
+  for (const int64_t dp : {2, 4}) {
+    run_ranks(static_cast<int>(dp), [&](const comm::Group& world) {
+      for (const int64_t zero : {0, 1}) {
+        const Layout layout{.dp = dp, .zero = zero};
+        expect_same(run_layout(world, layout, lory, kCanonical), alone.canonical);
+        expect_close(run_layout(world, layout, lory, kFast), alone.fast);
+      }
+      expect_executor_promises(world, {.dp = dp}, lory, alone);
+    });
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, RouterLayoutRanks, ::testing::ValuesIn(router_cases()),
                          [](const auto& info) { return info.param.name; });
 
