@@ -108,7 +108,8 @@ TEST(Match, SolvesNoWidthWhereEachExpertHasItsOwn) {
   const std::string included = "axes: {include: [w.yaml]}\n", said = "which gives each expert a width of its own";
   EXPECT_THAT(files.refusal(included + "match: {flops: base, solve: width}\n"), HasSubstr(said));
   EXPECT_THAT(files.refusal(included + "match: {active_params: base}\n"), HasSubstr(said));
-  EXPECT_THAT(files.refusal(included + "match: {flops: 1e11, solve: both}\n"), HasSubstr("cannot be met within 0.1%"));
+  EXPECT_THAT(files.refusal(included + "match: {flops: 1e12, tolerance: 1e-9, solve: both}\n"),
+              HasSubstr("cannot be met"));
 }
 
 TEST(Match, RefusesAxesOverWhatItSolvesAndTargetsThatAreNone) {
