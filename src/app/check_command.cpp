@@ -56,8 +56,8 @@ std::string expert_lines(const RunConfig& config, const model::ModelShape& shape
       ++dense;
       continue;
     }
-    std::string text = fmt::format("{} experts of width {}, {} for each token, {} on each rank", layer.num_experts,
-                                   layer.expert_width, layer.top_k, layer.num_experts / config.parallel.ep);
+    std::string text = fmt::format("{} experts of {}, {} for each token, {} on each rank", layer.num_experts,
+                                   width_text(layer), layer.top_k, layer.num_experts / config.parallel.ep);
     if (layer.shared_width > 0) text += fmt::format(", shared width {}", layer.shared_width);
     kinds.insert(text);
   }

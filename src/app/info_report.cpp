@@ -44,7 +44,7 @@ std::string feed_forward(const model::LayerShape& layer) {
                        layer.merge_segment);
   if (!layer.moe) return fmt::format("dense, width {}", layer.ffn_width);
   std::string text =
-      fmt::format("{} experts of width {}, {} for each token", layer.num_experts, layer.expert_width, layer.top_k);
+      fmt::format("{} experts of {}, {} for each token", layer.num_experts, width_text(layer), layer.top_k);
   if (layer.shared_width > 0)
     text += fmt::format(", shared width {}{}", layer.shared_width, layer.shared_gate ? " with gate" : "");
   if (layer.ffn_width > 0)
@@ -158,7 +158,9 @@ std::string scale_table(const train::RunConfig& config, const model::ModelShape&
   std::set<double> factors;
   for (const auto& layer : shape.layers) {
     if (layer.moe) add("routers", init.matrix((layer.router_context ? 2 : 1) * shape.hidden));
-    for (const int64_t width : {layer.ffn_width, layer.shared_width, layer.fallback_width, layer.expert_width})
+    std::vector<int64_t> widths = layer.different_widths();
+    widths.insert(widths.begin(), {layer.ffn_width, layer.shared_width, layer.fallback_width});
+    for (const int64_t width : widths)
       if (width > 0) add(fmt::format("down projections of width {}", width), init.residual(width));
     if (layer.moe) factors.insert(init.weight_scale(config.moe, layer));
   }

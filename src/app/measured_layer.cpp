@@ -29,6 +29,11 @@ train::RunConfig one_layer(train::RunConfig config) {
     const int64_t first = each->at(0);
     config.moe.num_experts = first;
   }
+  if (config.moe.expert_hidden_size && config.moe.expert_hidden_size->each())
+    throw ConfigError(
+        "moe.expert_hidden_size: a layer is measured beside products of one width; give one number, such as the mean "
+        "{}",
+        int64_t{*config.moe.expert_hidden_size});
   config.model.num_layers = 1;
   config.moe.layers = std::vector<int64_t>{1};
   return config;

@@ -20,13 +20,18 @@ int64_t query_width(const ModelShape& shape) { return shape.heads * shape.head_d
 int64_t key_width(const ModelShape& shape) { return shape.kv_heads * shape.head_dim; }
 int64_t swiglu(const ModelShape& shape, int64_t width) { return kMatrices * shape.hidden * width; }
 int64_t projections(const ModelShape& shape) { return 2 * shape.hidden * (query_width(shape) + key_width(shape)); }
-// So much of each expert that a token is planned to use.
-int64_t planned(const LayerShape& layer, int64_t of_expert) {
-  return std::llround(layer.mean_picks * static_cast<double>(of_expert));
+// What a token is planned to use of what all experts have together: under even routing as many of one width as of
+// another.
+int64_t planned(const LayerShape& layer, int64_t of_all) {
+  if (layer.num_experts == 0) return 0;
+  return std::llround(layer.mean_picks * static_cast<double>(of_all) / static_cast<double>(layer.num_experts));
+}
+int64_t all_experts(const ModelShape& shape, const LayerShape& layer) {
+  return swiglu(shape, layer.widths_from(0, layer.num_experts));
 }
 // Merging the weights of experts, for each token of a segment.
 int64_t merging(const ModelShape& shape, const LayerShape& layer) {
-  return layer.merges() ? layer.num_experts * swiglu(shape, layer.expert_width) / layer.merge_segment : 0;
+  return layer.merges() ? all_experts(shape, layer) / layer.merge_segment : 0;
 }
 int64_t router(const ModelShape& shape, const LayerShape& layer) {
   const int64_t inputs = (layer.router_context ? 2 : 1) * shape.hidden;
@@ -59,8 +64,8 @@ LayerParameters layer_parameters(const ModelShape& shape, const LayerShape& laye
                         .ffn = swiglu(shape, layer.ffn_width),
                         .router = 0,
                         .shared = swiglu(shape, layer.shared_width + layer.fallback_width),
-                        .experts = layer.num_experts * swiglu(shape, layer.expert_width),
-                        .active_experts = planned(layer, swiglu(shape, layer.expert_width))};
+                        .experts = all_experts(shape, layer),
+                        .active_experts = planned(layer, all_experts(shape, layer))};
   if (counter == Counter::kPaper) return count;
   if (shape.qkv_bias) count.attention += query_width(shape) + 2 * key_width(shape);
   count.norms = norms(shape, layer);
@@ -97,7 +102,7 @@ int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, const Me
     saved += h * (layer.ffn_width + layer.shared_width + layer.fallback_width > 0 ? 2 : 1);
   // Pre-activations of gate and up; their product is cheaper to repeat than to keep.
   const int64_t beside = layer.ffn_width + layer.shared_width + layer.fallback_width;
-  const int64_t widths = plan.recompute == Recompute::kFfn ? 0 : beside + layer.most_picks * layer.expert_width;
+  const int64_t widths = plan.recompute == Recompute::kFfn ? 0 : beside + layer.widest(layer.most_picks);
   // Rows that came from other ranks are kept, local ones are not. An expert that is spread has them on every rank.
   const int64_t remote_rows =
       layer.moe ? layer.most_picks * h * plan.etp * (plan.sources() - 1) / (plan.sources() * tp) : 0;
@@ -117,6 +122,20 @@ int64_t saved_numbers(const ModelShape& shape, const MemoryPlan& plan) {
   }
   // Of whole blocks, the one that is being made again is there.
   return saved + (plan.recompute == Recompute::kFull ? largest : 0);
+}
+
+// Parameters of the experts of the rank that has most: each has equally many experts, but of any widths.
+int64_t most_local_experts(const ModelShape& shape, const MemoryPlan& plan) {
+  int64_t most = 0;
+  for (int64_t r = 0; r < plan.ep; ++r) {
+    int64_t own = 0;
+    for (const LayerShape& layer : shape.layers) {
+      const int64_t count = layer.num_experts / plan.ep;
+      own += swiglu(shape, layer.widths_from(r * count, count));
+    }
+    most = std::max(most, own);
+  }
+  return most / plan.etp;
 }
 
 // Sums of a rank's experts that travel one by one, since the tree has others between them.
@@ -174,7 +193,7 @@ FlopCount count_flops(const ModelShape& shape, Counter counter, int64_t sequence
     // The scores of a merge are of its segment, and too few to count.
     flops.router += counter == Counter::kExact && !layer.merges() ? 2 * router(shape, layer) : 0;
     flops.shared += 2 * swiglu(shape, layer.shared_width + layer.fallback_width);
-    flops.experts += planned(layer, 2 * swiglu(shape, layer.expert_width)) + 2 * merging(shape, layer);
+    flops.experts += planned(layer, 2 * all_experts(shape, layer)) + 2 * merging(shape, layer);
   }
   flops.head = 2 * shape.vocab * shape.hidden;
   return flops;
@@ -212,7 +231,7 @@ RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan) {
                         shape.layers[i].num_experts, i);
   }
   const auto count = count_parameters(shape, Counter::kExact);
-  const int64_t local_experts = count.experts() / plan.sources();
+  const int64_t local_experts = most_local_experts(shape, plan);
   int64_t whole = count.final_norm;  // on every tensor-parallel rank
   for (const auto& layer : count.layers) whole += layer.norms + layer.router;
   const int64_t replicated = whole + divided_up(count.total() - count.experts() - whole, plan.tp);

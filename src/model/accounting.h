@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Parameters, FLOPs and bytes of a model, from its shape alone. FLOPs are those of matrix products (2 per
-// multiply-add); norms, activations, softmax and the optimizer are not counted. Routing is taken as dropless.
+// multiply-add); norms, activations, softmax and the optimizer are not counted. Routing is taken as dropless, and as
+// even among experts of different widths: a token uses k of their mean width.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,7 @@ struct LayerParameters {
   int64_t router = 0;  // router and shared gate
   int64_t shared = 0;
   int64_t experts = 0;         // all of them
-  int64_t active_experts = 0;  // k of them
+  int64_t active_experts = 0;  // k of them, of their mean width
 
   int64_t always() const { return attention + norms + ffn + router + shared; }
   int64_t total() const { return always() + experts; }

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/model_shape.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <functional>
+#include <numeric>
 #include <variant>
 
 #include "core/error.h"
@@ -54,6 +58,16 @@ void set_router(const moe::RouterConfig& config, LayerShape& layer) {
   layer.moe = !layer.merges();
 }
 
+// Leaves a layer alone whose experts are equally wide.
+void set_widths(const moe::MoeConfig& moe, LayerShape& layer) {
+  const auto* each = moe.expert_hidden_size ? moe.expert_hidden_size->each() : nullptr;
+  if (each == nullptr) return;
+  if (moe.granularity != 1 || std::ssize(*each) != layer.num_experts)
+    throw ConfigError("moe.expert_hidden_size has {} entries for {} experts (granularity {}): give one for each",
+                      each->size(), layer.num_experts, moe.granularity);
+  if (std::adjacent_find(each->begin(), each->end(), std::not_equal_to<>()) != each->end()) layer.widths = *each;
+}
+
 LayerShape moe_layer(const ModelConfig& model, const moe::MoeConfig& moe, int64_t experts) {
   const int64_t width = moe.expert_hidden_size.value_or(dense_width(model));
   if (moe.granularity < 1 || width % moe.granularity != 0)
@@ -66,6 +80,7 @@ LayerShape moe_layer(const ModelConfig& model, const moe::MoeConfig& moe, int64_
                    .fallback_width = moe.fallback ? moe.fallback->hidden_size : 0,
                    .shared_gate = moe.shared_gate,
                    .branch_gate = moe.branch_gate == "softmax"};
+  set_widths(moe, layer);
   layer.most_picks = moe.top_k.most() * moe.granularity;
   if (layer.top_k < 1 || moe.top_k.most() * moe.granularity > layer.num_experts)
     throw ConfigError("moe.top_k: a token cannot use {} of {} experts (granularity {} multiplies both)",
@@ -80,10 +95,38 @@ LayerShape moe_layer(const ModelConfig& model, const moe::MoeConfig& moe, int64_
 }
 
 LayerShape dense_twin(const LayerShape& layer) {
-  return {.ffn_width = layer.top_k * layer.expert_width + layer.shared_width + layer.ffn_width};
+  // k experts of the mean width, to the nearest number.
+  const int64_t twice = 2 * layer.top_k * layer.widths_from(0, layer.num_experts);
+  const int64_t routed = (twice + layer.num_experts) / (2 * layer.num_experts);
+  return {.ffn_width = routed + layer.shared_width + layer.ffn_width};
 }
 
 }  // namespace
+
+int64_t LayerShape::widths_from(int64_t first, int64_t count) const {
+  if (widths.empty()) return count * expert_width;
+  const auto begin = widths.begin() + first;
+  return std::accumulate(begin, begin + count, int64_t{0});
+}
+
+int64_t LayerShape::widest(int64_t count) const {
+  LayerShape sorted = *this;
+  std::sort(sorted.widths.begin(), sorted.widths.end(), std::greater<>());
+  return sorted.widths_from(0, std::min(count, num_experts));
+}
+
+std::vector<int64_t> LayerShape::different_widths() const {
+  std::vector<int64_t> all = widths.empty() ? std::vector<int64_t>{expert_width} : widths;
+  std::sort(all.begin(), all.end());
+  all.erase(std::unique(all.begin(), all.end()), all.end());
+  return all;
+}
+
+std::string width_text(const LayerShape& layer) {
+  if (layer.widths.empty()) return fmt::format("width {}", layer.expert_width);
+  const auto all = layer.different_widths();
+  return fmt::format("widths {} to {} (mean {})", all.front(), all.back(), layer.expert_width);
+}
 
 ModelShape model_shape(const ModelConfig& model, const moe::MoeConfig& moe) {
   ModelShape shape{.vocab = model.vocab_size,
@@ -130,6 +173,7 @@ ModelShape share_of(const ModelShape& shape, int64_t tp, int64_t etp) {
     layer.shared_width /= tp;
     layer.fallback_width /= tp;
     layer.expert_width /= etp;
+    for (int64_t& width : layer.widths) width /= etp;
   }
   return share;
 }

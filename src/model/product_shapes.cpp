@@ -36,7 +36,8 @@ std::vector<NamedProduct> product_shapes(const ModelShape& shape) {
     if (!layer.moe) continue;
     if (layer.fallback_width > 0) add_feed_forward("fallback", shape.hidden, layer.fallback_width, 1, products);
     const double share = layer.mean_picks / static_cast<double>(layer.num_experts);
-    add_feed_forward("expert", shape.hidden, layer.expert_width, share, products);
+    for (const int64_t width : layer.different_widths())
+      add_feed_forward("expert", shape.hidden, width, share, products);
     add(products,
         {"router", {layer.router_context ? 2 * shape.hidden : shape.hidden, layer.num_experts + layer.home_experts}});
   }

@@ -11,7 +11,10 @@
 namespace conclave::model {
 
 Transformer::Transformer(const TransformerConfig& config, const parallel::Mesh& mesh)
-    : shape_(model_shape(config.model, config.moe)), mesh_(mesh), balancer_(config.moe.balance) {
+    : shape_(model_shape(config.model, config.moe)),
+      mesh_(mesh),
+      balancer_(config.moe.balance),
+      relative_widths_(moe::relative_widths(config.moe)) {
   moe::DispatchNeeds needs{.bitwise = config.bitwise_dispatch, .payload = config.moe.dispatch.payload};
   std::vector<int64_t> experts;  // of each MoE layer
   for (size_t l = 0; l < shape_.layers.size(); ++l) {
@@ -70,7 +73,7 @@ const moe::OutputSums* Transformer::outputs(nn::Frame& frame, int moe_layer) con
 moe::LossView Transformer::loss_view(nn::Frame& frame, std::vector<const moe::Decision*>& storage) const {
   storage.clear();
   for (size_t l = 0; l < decisions_.size(); ++l) storage.push_back(&decision(frame, static_cast<int>(l)));
-  return {storage, state_, frame.batch()};
+  return {storage, state_, frame.batch(), relative_widths_};
 }
 
 nn::Frame Transformer::frame(const Batch& batch, nn::Gradients* gradients, int64_t step) const {

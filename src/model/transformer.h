@@ -104,6 +104,7 @@ class Transformer {
   std::unique_ptr<moe::Dispatcher> dispatcher_;
   moe::ModelState state_;
   moe::Balancer balancer_;
+  std::vector<double> relative_widths_;  // see moe::LossView
   std::vector<std::unique_ptr<nn::Stage>> stages_;
   std::vector<StageMemory> stage_memory_;
   std::vector<int> moe_layers_;

@@ -20,7 +20,7 @@ using nn::Slot;
 
 std::vector<moe::ExpertWeights> TransformerBuilder::expert_weights(const Name& name, const LayerShape& layer) {
   const comm::Group& ep = m_.mesh_.ep();
-  const int64_t D = shape_.hidden, F = layer.expert_width, ranks = ep.size();
+  const int64_t D = shape_.hidden, ranks = ep.size();
   check(layer.num_experts % ranks == 0, "experts must divide over parallel.ep");
   const int64_t local = layer.num_experts / ranks, first = local * ep.rank();
   std::vector<moe::ExpertWeights> weights(local);
@@ -28,24 +28,29 @@ std::vector<moe::ExpertWeights> TransformerBuilder::expert_weights(const Name& n
     return tensor(name(fmt::format("moe.experts.{}.{}.weight", first + e, which)), std::move(shape), spread, true);
   };
   for (int64_t e = 0; e < local; ++e) {
+    const int64_t F = layer.width_of(first + e);
     weights[e].gate_up_2FD =
         fused({part(e, "gate", {F, D}, Spread::kRows), part(e, "up", {F, D}, Spread::kRows)}, init_.matrix(D), true);
   }
-  for (int64_t e = 0; e < local; ++e)
+  for (int64_t e = 0; e < local; ++e) {
+    const int64_t F = layer.width_of(first + e);
     weights[e].down_DF = fused({part(e, "down", {D, F}, Spread::kColumns)}, init_.residual(F), true);
+  }
   return weights;
 }
 
 std::optional<moe::ExpertDropout> TransformerBuilder::expert_dropout(const LayerShape& layer, int moe_layer) const {
   if (config_.moe.experts.dropout == 0) return std::nullopt;
   const comm::Group &ep = m_.mesh_.ep(), &etp = m_.mesh_.etp();
-  return moe::ExpertDropout(config_.moe.experts.dropout,
-                            {.seed = config_.seed,
-                             .layer = moe_layer,
-                             .experts = layer.num_experts,
-                             .first_expert = layer.num_experts / ep.size() * ep.rank(),
-                             .expert_width = layer.expert_width,
-                             .first_column = nn::slice_of(0, layer.expert_width, etp.rank(), etp.size()).begin});
+  const int64_t local = layer.num_experts / ep.size();
+  moe::DropoutSite site{.seed = config_.seed,
+                        .layer = moe_layer,
+                        .experts = layer.num_experts,
+                        .first_expert = local * ep.rank(),
+                        .widest = layer.widest(1)};
+  for (int64_t e = 0; e < local; ++e)
+    site.first_columns.push_back(nn::slice_of(0, layer.width_of(site.first_expert + e), etp.rank(), etp.size()).begin);
+  return moe::ExpertDropout(config_.moe.experts.dropout, std::move(site));
 }
 
 std::vector<nn::ParameterId> TransformerBuilder::router_blocks(const Name& name,

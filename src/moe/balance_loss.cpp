@@ -4,7 +4,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <array>
+#include <functional>
 #include <numeric>
 
 namespace conclave::moe {
@@ -36,14 +38,15 @@ AuxiliaryLoss::Row entropy_loss();
 AuxiliaryLoss::Row importance_loss();
 AuxiliaryLoss::Row l1_loss();
 AuxiliaryLoss::Row load_loss();
+AuxiliaryLoss::Row penalty_loss();
 AuxiliaryLoss::Row switch_loss();
 AuxiliaryLoss::Row variance_loss();
 AuxiliaryLoss::Row z_loss();
 
 std::span<const AuxiliaryLoss::Row> AuxiliaryLoss::table() {
-  static const std::array rows{switch_loss(),        z_loss(),        importance_loss(),
-                               load_loss(),          l1_loss(),       device_loss(),
-                               communication_loss(), variance_loss(), entropy_loss()};
+  static const std::array rows{switch_loss(),  z_loss(),      importance_loss(),    load_loss(),
+                               l1_loss(),      device_loss(), communication_loss(), variance_loss(),
+                               entropy_loss(), penalty_loss()};
   return rows;
 }
 
@@ -52,6 +55,17 @@ const AuxiliaryLoss::Row& AuxiliaryLoss::row(LossType type) {
   const auto found = std::find_if(rows.begin(), rows.end(), [&](const Row& row) { return row.type == type; });
   check(found != rows.end(), "every type of loss has a row");
   return *found;
+}
+
+std::vector<double> relative_widths(const MoeConfig& config) {
+  const auto* widths = config.expert_hidden_size ? config.expert_hidden_size->each() : nullptr;
+  if (widths == nullptr || std::adjacent_find(widths->begin(), widths->end(), std::not_equal_to<>()) == widths->end())
+    return {};
+  const int64_t sum = std::accumulate(widths->begin(), widths->end(), int64_t{0});
+  const double mean = static_cast<double>(sum) / static_cast<double>(widths->size());
+  std::vector<double> relative;
+  for (const int64_t width : *widths) relative.push_back(static_cast<double>(width) / mean);
+  return relative;
 }
 
 Tensor& logits_gradient(const Choice& choice, ChoiceGradients& gradients) {

@@ -12,6 +12,7 @@
 #include <optional>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "moe/decision.h"
 #include "moe/method.h"
@@ -26,7 +27,11 @@ struct LossView {
   std::span<const Decision* const> layers;
   const ModelState& state;
   const Batch& batch;
+  std::span<const double> relative_widths = {};  // of each expert, by their mean; empty = all are equally wide
 };
+
+// What a view has of the widths of moe.expert_hidden_size; empty where it gives one for all.
+std::vector<double> relative_widths(const MoeConfig& config);
 
 class AuxiliaryLoss {
  public:

@@ -24,20 +24,21 @@ void ExpertDropout::apply(std::span<const Segment> segments, std::span<const int
   check(std::ssize(tokens_R) == act_RF.size(0), "every row has a token");
   const Random random(site_.seed, Purpose::kExpertDropout, static_cast<uint64_t>(step),
                       static_cast<uint32_t>(site_.layer));
-  const int64_t F = act_RF.size(1), draws = (site_.expert_width + kWords - 1) / kWords;
+  const int64_t F = act_RF.size(1), draws = (site_.widest + kWords - 1) / kWords;
   const auto lost_below = static_cast<uint64_t>(rate_ * 0x1p32);
   by_dtype(act_RF, [&](auto zero) {
     using T = decltype(zero);
     const auto act = elements<T>(act_RF);
     const T left = static_cast<T>(1 / (1 - rate_));
     for (const Segment& segment : segments) {
+      const int64_t first = site_.first_columns.empty() ? 0 : site_.first_columns.at(segment.expert);
       at::parallel_for(segment.begin, segment.begin + segment.rows, kGrain, [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
           const auto of_row =
               static_cast<uint64_t>(tokens_R[r] * site_.experts + site_.first_expert + segment.expert) * draws;
           std::array<uint32_t, kWords> words{};
           for (int64_t f = 0; f < F; ++f) {
-            const int64_t column = site_.first_column + f;
+            const int64_t column = first + f;
             if (f == 0 || column % kWords == 0) words = random.words(of_row + static_cast<uint64_t>(column / kWords));
             act[r * F + f] *= words[column % kWords] < lost_below ? T{0} : left;
           }

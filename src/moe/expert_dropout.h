@@ -17,15 +17,17 @@ namespace conclave::moe {
 // The experts of a rank among all of their layer.
 struct DropoutSite {
   uint64_t seed = 1;
-  int layer = 0;                               // among the MoE layers
-  int64_t experts = 0, first_expert = 0;       // of the layer; the first that is here
-  int64_t expert_width = 0, first_column = 0;  // of a whole expert; where the part that is here begins
+  int layer = 0;                            // among the MoE layers
+  int64_t experts = 0, first_expert = 0;    // of the layer; the first that is here
+  int64_t widest = 0;                       // width of the widest expert, whole
+  std::vector<int64_t> first_columns = {};  // of each that is here: where the part begins that is here; empty = at 0
 };
 
 class ExpertDropout {
  public:
-  ExpertDropout(double rate, DropoutSite site) : rate_(rate), site_(site) {}
-  // `tokens_R`: global ids of the rows' tokens; those of padding mean nothing.
+  ExpertDropout(double rate, DropoutSite site) : rate_(rate), site_(std::move(site)) {}
+  // Of segments whose experts are here equally wide. `tokens_R`: global ids of the rows' tokens; those of padding mean
+  // nothing.
   void apply(std::span<const Segment> segments, std::span<const int64_t> tokens_R, int64_t step, Tensor& act_RF) const;
 
  private:

@@ -36,14 +36,33 @@ double product_of(std::span<const T> w, std::span<const double> a) {
   return sum;
 }
 
+// The rows of segment i of a tensor that has a row for each.
+auto rows_of(const Segments& segments, const Tensor& x) {
+  return [&](size_t i) { return x.narrow(0, segments.all[i].begin, segments.all[i].rows); };
+}
+
+// The same of hidden activations.
+auto rows_of(const HiddenRows& rows, const Tensor& hidden) {
+  return [&](size_t i) { return rows.segment(i, hidden); };
+}
+
 }  // namespace
 
 Experts::Experts(const nn::Parameters& parameters, std::vector<ExpertWeights> local_experts,
                  std::optional<ExpertDropout> dropout)
-    : parameters_(parameters), experts_(std::move(local_experts)), dropout_(std::move(dropout)) {}
+    : parameters_(parameters), experts_(std::move(local_experts)), dropout_(std::move(dropout)) {
+  // Of their declaration: values may not be there yet.
+  for (const auto& expert : experts_) widths_.push_back(parameters[expert.down_DF].shape[1]);
+}
 
-void Experts::drop(const Segments& segments, Tensor& act_RF) const {
-  if (dropout_ && !segments.tokens_R.empty()) dropout_->apply(segments.all, segments.tokens_R, segments.step, act_RF);
+void Experts::drop(const Segments& segments, const HiddenRows& rows, Tensor& act) const {
+  if (!dropout_ || segments.tokens_R.empty()) return;
+  for (size_t i = 0; i < segments.all.size(); ++i) {
+    const Segment& segment = segments.all[i];
+    const Segment alone{segment.expert, segment.source, 0, segment.rows};
+    Tensor act_RF = rows.segment(i, act);
+    dropout_->apply({&alone, 1}, segments.tokens_R.subspan(segment.begin, segment.rows), segments.step, act_RF);
+  }
 }
 
 std::vector<nn::ParameterId> Experts::parameters() const {
@@ -55,53 +74,65 @@ std::vector<nn::ParameterId> Experts::parameters() const {
   return ids;
 }
 
-void Experts::product(const Segments& segments, const Tensor& x, nn::ParameterId ExpertWeights::*member,
-                      bool transposed, Tensor& y) const {
-  for (const auto& segment : segments.all) {
-    const Tensor weight = parameters_.value(experts_[segment.expert].*member);
-    Tensor out = y.narrow(0, segment.begin, segment.rows);
-    at::mm_out(out, x.narrow(0, segment.begin, segment.rows), transposed ? weight.t() : weight);
+template <typename X, typename Y>
+void Experts::product(const Segments& segments, const X& x, nn::ParameterId ExpertWeights::*member, bool transposed,
+                      const Y& y) const {
+  for (size_t i = 0; i < segments.all.size(); ++i) {
+    const Tensor weight = parameters_.value(experts_[segments.all[i].expert].*member);
+    Tensor out = y(i);
+    at::mm_out(out, x(i), transposed ? weight.t() : weight);
     segments.link.poll();
   }
 }
 
 void Experts::pre_activations(const Segments& segments, const Rows& in, Saved& saved) const {
-  const int64_t width = parameters_.value(experts_[0].gate_up_2FD).size(0);
-  saved.h_R2F = at::empty({in.rows.size(0), width}, in.rows.options());
-  product(segments, in.rows, &ExpertWeights::gate_up_2FD, true, saved.h_R2F);
+  const HiddenRows hidden = hidden_rows(segments);
+  saved.h = hidden.empty(2, in.rows.options());
+  product(segments, rows_of(segments, in.rows), &ExpertWeights::gate_up_2FD, true, rows_of(hidden, saved.h));
 }
 
 void Experts::forward(const Segments& segments, const Rows& in, Saved& saved, Tensor& out_RD) const {
   pre_activations(segments, in, saved);
-  Tensor act = at::empty({in.rows.size(0), saved.h_R2F.size(1) / 2}, in.rows.options());
-  kernels::swiglu(saved.h_R2F, in.scalars, act);
-  drop(segments, act);
-  product(segments, act, &ExpertWeights::down_DF, true, out_RD);
+  const HiddenRows hidden = hidden_rows(segments);
+  Tensor act = hidden.empty(1, in.rows.options());
+  for (const auto& run : hidden.runs()) {
+    Tensor act_RF = hidden.run(run, act);
+    kernels::swiglu(hidden.run(run, saved.h), in.scalars.narrow(0, run.begin, run.rows), act_RF);
+  }
+  drop(segments, hidden, act);
+  product(segments, rows_of(hidden, act), &ExpertWeights::down_DF, true, rows_of(segments, out_RD));
 }
 
 Tensor Experts::backward_input(const Segments& segments, const Rows& in, const Tensor& dout_RD, Saved& saved,
                                Tensor& din_RD) const {
-  const int64_t R = dout_RD.size(0), F = saved.h_R2F.size(1) / 2;
+  const HiddenRows hidden = hidden_rows(segments);
   saved.dout_RD = dout_RD;
-  Tensor dact = at::empty({R, F}, dout_RD.options());
-  product(segments, dout_RD, &ExpertWeights::down_DF, false, dact);
-  drop(segments, dact);
-  kernels::SwigluGradients inner{at::empty_like(saved.h_R2F), at::empty_like(in.scalars), at::empty_like(dact)};
-  kernels::swiglu_backward(dact, saved.h_R2F, in.scalars, inner);
-  saved.dh_R2F = inner.dh_N2F;
-  saved.act_RF = inner.out_NF;
-  drop(segments, saved.act_RF);
-  product(segments, saved.dh_R2F, &ExpertWeights::gate_up_2FD, false, din_RD);
-  return inner.dscale_N;
+  Tensor dact = hidden.empty(1, dout_RD.options());
+  product(segments, rows_of(segments, dout_RD), &ExpertWeights::down_DF, false, rows_of(hidden, dact));
+  drop(segments, hidden, dact);
+  saved.dh = at::empty_like(saved.h);
+  saved.act = at::empty_like(dact);
+  Tensor dgates = at::empty_like(in.scalars);
+  for (const auto& run : hidden.runs()) {
+    const auto gates = [&](const Tensor& of_all) { return of_all.narrow(0, run.begin, run.rows); };
+    kernels::SwigluGradients inner{hidden.run(run, saved.dh), gates(dgates), hidden.run(run, saved.act)};
+    kernels::swiglu_backward(hidden.run(run, dact), hidden.run(run, saved.h), gates(in.scalars), inner);
+  }
+  drop(segments, hidden, saved.act);
+  product(segments, rows_of(hidden, saved.dh), &ExpertWeights::gate_up_2FD, false, rows_of(segments, din_RD));
+  return dgates;
 }
 
 void Experts::add_outputs(const Segments& segments, const Saved& saved, OutputSums& sums) const {
-  const int64_t D = parameters_.value(experts_[0].down_DF).size(0), F = saved.h_R2F.size(1) / 2;
+  const int64_t D = parameters_.value(experts_[0].down_DF).size(0);
+  const HiddenRows hidden = hidden_rows(segments);
   sums.resize(std::ssize(experts_) * D, 0);
-  for (const auto& segment : segments.all) {
+  for (size_t i = 0; i < segments.all.size(); ++i) {
+    const Segment& segment = segments.all[i];
+    const int64_t F = widths_[segment.expert];
     // The sum of W a over rows is W times the sum of a.
-    Tensor act = at::empty({segment.rows, F}, saved.h_R2F.options());
-    kernels::swiglu(saved.h_R2F.narrow(0, segment.begin, segment.rows), {}, act);
+    Tensor act = at::empty({segment.rows, F}, saved.h.options());
+    kernels::swiglu(hidden.segment(i, saved.h), {}, act);
     const std::vector<double> act_F = column_sums(act);
     const Tensor down = parameters_.value(experts_[segment.expert].down_DF);
     by_dtype(down, [&](auto zero) {
@@ -118,15 +149,17 @@ void Experts::backward_weight(const Segments& segments, const Rows& in, const Sa
                               nn::Gradients& gradients) const {
   // With one buffer for all sources an expert's second segment must add to the first.
   std::vector<bool> written(experts_.size(), !gradients.fresh);
-  for (const auto& segment : segments.all) {
+  const HiddenRows hidden = hidden_rows(segments);
+  for (size_t i = 0; i < segments.all.size(); ++i) {
+    const Segment& segment = segments.all[i];
     const bool apart = gradients.experts.size() > 1;
     const bool fresh = apart ? gradients.fresh : !written[segment.expert];
     written[segment.expert] = true;
     const auto rows = [&](const Tensor& x) { return x.narrow(0, segment.begin, segment.rows); };
     const auto& weights = experts_[segment.expert];
-    nn::linear_backward_weight(rows(saved.dout_RD), rows(saved.act_RF), fresh,
+    nn::linear_backward_weight(rows(saved.dout_RD), hidden.segment(i, saved.act), fresh,
                                gradients.view(parameters_[weights.down_DF], segment.source));
-    nn::linear_backward_weight(rows(saved.dh_R2F), rows(in.rows), fresh,
+    nn::linear_backward_weight(hidden.segment(i, saved.dh), rows(in.rows), fresh,
                                gradients.view(parameters_[weights.gate_up_2FD], segment.source));
     segments.link.poll();
   }

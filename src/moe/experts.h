@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The experts of one layer on this rank: grouped SwiGLU over segments of rows, one product per (source, expert)
 // segment. Gates are applied before the down projection (methods.md 3.2), so what is kept for backward is the rows and
-// the pre-activations. R rows incl. padding, D model width, F expert width.
+// the pre-activations. R rows incl. padding, D model width, F the width of a row's expert: experts of a layer may
+// differ (HMoE, Wang et al. 2024, arXiv 2408.10681), and hidden activations then lie as moe/hidden_rows.h says.
 #pragma once
 
 #include <optional>
@@ -10,6 +11,7 @@
 
 #include "moe/dispatcher.h"
 #include "moe/expert_dropout.h"
+#include "moe/hidden_rows.h"
 #include "moe/output_sums.h"
 #include "nn/parameters.h"
 
@@ -35,8 +37,8 @@ class Experts {
   bool has_dropout() const { return dropout_.has_value(); }
 
   struct Saved {
-    Tensor h_R2F;                    // gate and up before the activation
-    Tensor dout_RD, dh_R2F, act_RF;  // from backward_input, for the weight gradients
+    Tensor h;                 // [Σ 2F], gate and up before the activation
+    Tensor dout_RD, dh, act;  // from backward_input, for the weight gradients: [R, D], [Σ 2F], [Σ F]
   };
   // out = gate · (silu(x Wgᵀ) ⊙ x Wuᵀ) Wdᵀ for each row with its segment's expert.
   void forward(const Segments& segments, const Rows& in, Saved& saved, Tensor& out_RD) const;
@@ -51,13 +53,16 @@ class Experts {
   std::vector<nn::ParameterId> parameters() const;
 
  private:
-  // y[segment] = x[segment] · Wᵀ, or · W, with W the segment's expert's `member`.
-  void product(const Segments& segments, const Tensor& x, nn::ParameterId ExpertWeights::*member, bool transposed,
-               Tensor& y) const;
-  void drop(const Segments& segments, Tensor& act_RF) const;
+  // y(i) = x(i) · Wᵀ, or · W, for each segment i, W its expert's `member`. x and y give a segment's rows.
+  template <typename X, typename Y>
+  void product(const Segments& segments, const X& x, nn::ParameterId ExpertWeights::*member, bool transposed,
+               const Y& y) const;
+  HiddenRows hidden_rows(const Segments& segments) const { return {segments.all, widths_}; }
+  void drop(const Segments& segments, const HiddenRows& rows, Tensor& act) const;
 
   const nn::Parameters& parameters_;
   std::vector<ExpertWeights> experts_;
+  std::vector<int64_t> widths_;  // of each: F, as much of it as is here
   std::optional<ExpertDropout> dropout_;
 };
 

@@ -3,13 +3,14 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 
 #include "moe/router_config.h"
 
 namespace conclave::moe {
 
 enum class Branch { kSerial, kParallel, kResidual };
-enum class LossType { kSwitch, kZ, kImportance, kLoad, kL1, kDevice, kCommunication, kVariance, kEntropy };
+enum class LossType { kSwitch, kZ, kImportance, kLoad, kL1, kDevice, kCommunication, kVariance, kEntropy, kPenalty };
 enum class Level { kMicro, kSequence, kGlobal };
 enum class Convention { kMegatron, kSwitch, kGshard, kDeepspeed, kHuggingface, kDeepseek };
 enum class Scope { kLayer, kModel };
@@ -50,6 +51,21 @@ struct TopK : std::variant<int64_t, std::vector<TopKPhase>> {
   }
 };
 
+// Width of every expert before granularity; or of each expert of a layer, the same for all layers (HMoE).
+struct ExpertWidth : std::variant<int64_t, std::vector<int64_t>> {
+  ExpertWidth(int64_t width = 1) : variant(width) {}
+  ExpertWidth(std::vector<int64_t> widths) : variant(std::move(widths)) {}
+
+  // Null: one for all.
+  const std::vector<int64_t>* each() const { return std::get_if<std::vector<int64_t>>(this); }
+  // Of a list its mean, rounded down.
+  operator int64_t() const {
+    const auto* widths = each();
+    if (widths == nullptr) return std::get<int64_t>(*this);
+    return widths->empty() ? 1 : std::accumulate(widths->begin(), widths->end(), int64_t{0}) / std::ssize(*widths);
+  }
+};
+
 // Which layers are MoE: l >= first_k_dense and (l - first_k_dense) % layer_freq == 0; or a list of 0/1, one per layer.
 struct LayerPattern {
   int64_t first_k_dense = 0;
@@ -87,7 +103,8 @@ struct BalanceLoss {
     field(
         "type", type,
         "switch = load balance, z = router z-loss, importance and load = squared variation, l1 = sparsity, device and "
-        "communication = over groups of experts, variance = of the weights, entropy = of the scores");
+        "communication = over groups of experts, variance = of the weights, entropy = of the scores, penalty = load "
+        "balance by widths of experts");
     field("coef", coef, "coefficient; l1 has its own", config::kNotNegative);
     field("level", level, "where expert counts are taken: micro-batch, sequence, or global (counts of the last step)");
     field("convention", convention, "whose scale of the loss");
@@ -187,7 +204,7 @@ struct MoeConfig {
   Branch branch = Branch::kSerial;
   std::string branch_gate = "none";
   TopK top_k = int64_t{2};
-  std::optional<int64_t> expert_hidden_size;
+  std::optional<ExpertWidth> expert_hidden_size;
   int64_t granularity = 1;
   int64_t num_shared_experts = 0;
   std::optional<int64_t> shared_hidden_size;
@@ -215,7 +232,8 @@ struct MoeConfig {
           "with branch parallel: none = sum; softmax = experts and dense FFN weighted by a learned softmax (PR-MoE)");
     field("top_k", top_k, "experts for each token; or by step: [{until: 100, k: 6}, {k: 1}]",
           config::Rule{.min = 1, .max = 1e9});
-    field("expert_hidden_size", expert_hidden_size, "width of an expert; null = model.ffn_hidden_size", config::kSize);
+    field("expert_hidden_size", expert_hidden_size,
+          "width of an expert; or a list, one for each expert of a layer; null = model.ffn_hidden_size", config::kSize);
     field("granularity", granularity, "G: E*G experts of width/G, k*G for each token (ReMoE)", config::kSize);
     field("num_shared_experts", num_shared_experts, "experts every token uses", config::Rule{.min = 0, .max = 1e9});
     field("shared_hidden_size", shared_hidden_size,
@@ -243,7 +261,7 @@ struct EnumNames<moe::Branch> {
 };
 template <>
 struct EnumNames<moe::LossType> {
-  static constexpr std::array<std::pair<std::string_view, moe::LossType>, 9> kNames{
+  static constexpr std::array<std::pair<std::string_view, moe::LossType>, 10> kNames{
       {{"switch", moe::LossType::kSwitch},
        {"z", moe::LossType::kZ},
        {"importance", moe::LossType::kImportance},
@@ -252,7 +270,8 @@ struct EnumNames<moe::LossType> {
        {"device", moe::LossType::kDevice},
        {"communication", moe::LossType::kCommunication},
        {"variance", moe::LossType::kVariance},
-       {"entropy", moe::LossType::kEntropy}}};
+       {"entropy", moe::LossType::kEntropy},
+       {"penalty", moe::LossType::kPenalty}}};
 };
 template <>
 struct EnumNames<moe::Level> {

@@ -37,6 +37,7 @@ RouteStage::RouteStage(nn::StageSite site, const nn::Parameters& parameters, con
       training_(Admission::make(config_.capacity, true)),
       evaluation_(Admission::make(config_.capacity, false)),
       balancer_(config_.balance),
+      relative_widths_(relative_widths(config_)),
       state_(state) {
   if (config.context) context_.emplace(parameters, *config.context);
 }
@@ -230,7 +231,7 @@ void RouteStage::backward_input(nn::Frame& frame) {
   ChoiceGradients gradients = choice_gradients(frame, decision);
   std::vector<const Decision*> layers;
   for (const nn::Slot slot : slots_.all_decisions) layers.push_back(&frame.object_as<Decision>(slot));
-  balancer_.add_gradient({layers, state_, frame.batch()}, slots_.layer, gradients);
+  balancer_.add_gradient({layers, state_, frame.batch(), relative_widths_}, slots_.layer, gradients);
   const Tensor dscores = form(frame.step()).router->backward(decision.choice, gradients);
   if (dscores.defined()) frame.add_grad(slots_.input, input_gradient(frame, dscores));
 }

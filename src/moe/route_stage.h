@@ -98,6 +98,7 @@ class RouteStage : public nn::Stage {
   std::vector<Form> forms_;  // by step
   std::unique_ptr<Admission> training_, evaluation_;
   Balancer balancer_;
+  std::vector<double> relative_widths_;  // see LossView
   const ModelState& state_;
   RouteSlots slots_;
 };

@@ -101,8 +101,17 @@ class Solver {
                                     100 * targets_.tolerance, nearest, advice);
   }
 
+  bool one_width() const { return config_.moe.expert_hidden_size->each() == nullptr; }
+
   // By width: the experts' width before granularity.
   void meet_by_width(const std::string& key, double target, double (Solver::*value_of)(int64_t) const) {
+    if (!one_width()) {
+      solution_.key = key;
+      solution_.problem =
+          "would be met by moe.expert_hidden_size, which gives each expert a width of its own; give one number, or "
+          "match by steps";
+      return;
+    }
     const auto found = bracket([&](int64_t n) { return (this->*value_of)(n * quantum_); }, target, kMostWidths);
     if (near(found.nearest_value(target), target)) {
       solution_.width = found.nearest(target) * quantum_;
@@ -139,7 +148,7 @@ class Solver {
     }
     const auto of_steps = [&](int64_t steps) { return flops_at(steps); };
     meet_steps("match.flops", target, of_steps);
-    if (solution_.key.empty() || targets_.solve != Solve::kBoth || targets_.active_params) return;
+    if (solution_.key.empty() || targets_.solve != Solve::kBoth || targets_.active_params || !one_width()) return;
     const Solution by_steps = solution_;
     const int64_t written = *config_.moe.expert_hidden_size;
     for (int64_t away = 1; static_cast<double>(away * quantum_) <= kWidthSlack * static_cast<double>(written); ++away) {

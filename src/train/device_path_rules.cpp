@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "config/fields.h"
+#include "moe/balance_loss.h"
 #include "train/config_rules.h"
 
 namespace conclave::train {
@@ -29,6 +30,8 @@ void find_methods(const RunConfig& config, Obstacles& found) {
   if (router.top_p) found.push_back({"moe.router.top_p", "a varying number of experts", "set null and use top_k"});
   if (router.share != "layer") found.push_back({"moe.router.share", "one router for all layers", "use layer"});
   if (router.context) found.push_back({"moe.router.context", "a router with a context", "set false"});
+  if (!moe::relative_widths(config.moe).empty())
+    found.push_back({"moe.expert_hidden_size", "experts of different widths", "give one number"});
   if (config.moe.branch != moe::Branch::kSerial)
     found.push_back({"moe.branch", "a dense FFN beside the experts", "use serial"});
   if (config.moe.shared_merge != "add")

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Mesh arithmetic: world = pp * dp * cp * tp, and ep * etp divides dp * cp * tp (docs: parallel axes).
+#include <algorithm>
 #include <bit>
 #include <numeric>
 
@@ -70,6 +71,21 @@ void check_expert_axes(const RunConfig& config, Rules& rules) {
   rules.require(config.moe.dispatch.type != moe::DispatchType::kLocal || mesh.ep == 1,
                 {"moe.dispatch.type", "parallel.ep"},
                 fmt::format("local dispatch keeps tokens on their rank, but ep is {}; use auto or alltoall", mesh.ep));
+}
+
+// A rank has neighbouring experts, as many as every other one.
+void check_even_widths(const RunConfig& config, Rules& rules) {
+  const auto* widths = config.moe.expert_hidden_size ? config.moe.expert_hidden_size->each() : nullptr;
+  if (widths == nullptr || widths->empty() || !divides(config.parallel.ep, std::ssize(*widths))) return;
+  const int64_t local = std::ssize(*widths) / config.parallel.ep;
+  std::vector<int64_t> sums;
+  for (auto first = widths->begin(); first != widths->end(); first += local)
+    sums.push_back(std::accumulate(first, first + local, int64_t{0}));
+  const auto [least, most] = std::minmax_element(sums.begin(), sums.end());
+  rules.warn_if(4 * *most > 5 * *least, {"moe.expert_hidden_size", "parallel.ep"},
+                fmt::format("widths add up to {} on one rank of ep and to {} on another, which has that much more to "
+                            "hold and to do; let wide and narrow experts take turns",
+                            *least, *most));
 }
 
 void check_payload(const RunConfig& config, Rules& rules) {
@@ -173,6 +189,7 @@ void check_layout(const RunConfig& config, Rules& rules) {
                 "must name each of pp, dp, cp and tp once, slowest first");
   check_world(config, rules);
   check_expert_axes(config, rules);
+  check_even_widths(config, rules);
   check_payload(config, rules);
   check_tensor_axis(config, rules);
   check_batch(config, rules);
@@ -195,7 +212,8 @@ void check_tensor_widths(const RunConfig& config, Rules& rules) {
     const auto& layer = shape.layers[l];
     shared(layer.ffn_width, tp, "parallel.tp", "tp", l);
     shared(layer.shared_width, tp, "parallel.tp", "tp", l);
-    if (layer.moe) shared(layer.expert_width, etp, "parallel.etp", "etp", l);
+    if (!layer.moe) continue;
+    for (const int64_t width : layer.different_widths()) shared(width, etp, "parallel.etp", "etp", l);
   }
 }
 

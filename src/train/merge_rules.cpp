@@ -17,6 +17,8 @@ void check_choices(const RunConfig& config, Rules& rules) {
                 "merged experts have no load to balance; remove this or set []");
   rules.require(!moe.fallback, {"moe.fallback", type}, "merged experts refuse no token; remove this");
   rules.require(moe.experts.dropout == 0, {"moe.experts.dropout", type}, "is of experts that tokens choose; set 0");
+  rules.require(!moe.expert_hidden_size || moe.expert_hidden_size->each() == nullptr, {"moe.expert_hidden_size", type},
+                "experts that are merged have one width: give one number");
   rules.require(moe.router.routed_scaling_factor == 1, {"moe.router.routed_scaling_factor", type},
                 "shares of a merge add up to one; remove this");
   rules.require(moe.router.share == "layer", {"moe.router.share", type}, "each layer merges by its own router");

@@ -212,6 +212,11 @@ void check_loss(const RunConfig& config, size_t index, Rules& rules) {
                    "a switch loss needs scores that it may even out");
     case LossType::kZ:
       return needs(!router.is({"relu", "hash", "hierarchical"}), "a z-loss needs logits of one softmax or sigmoid");
+    case LossType::kPenalty:
+      rules.warn_if(moe::relative_widths(config.moe).empty(), {path + ".type", "moe.expert_hidden_size"},
+                    "all experts are equally wide, so this is a switch loss of convention huggingface");
+      return needs(!router.is({"relu", "hash", "sinkhorn", "base", "expert_choice", "null_experts", "zero_compute"}),
+                   "a penalty needs scores that it may even out, of experts with a width");
     case LossType::kDevice:
     case LossType::kCommunication:
       check_devices(config, index, rules);
@@ -259,7 +264,7 @@ void check_losses(const RunConfig& config, Rules& rules) {
   }
   const bool moves_logits = std::any_of(losses.begin(), losses.end(), [](const auto& loss) {
     return loss.type == LossType::kLoad || loss.type == LossType::kSwitch || loss.type == LossType::kDevice ||
-           loss.type == LossType::kCommunication || loss.type == LossType::kEntropy;
+           loss.type == LossType::kCommunication || loss.type == LossType::kEntropy || loss.type == LossType::kPenalty;
   });
   rules.require(
       config.moe.router.type != "noisy_topk" || least_top_k(config.moe) > 1 || moves_logits,

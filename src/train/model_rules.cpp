@@ -53,16 +53,39 @@ void check_top_k(const moe::MoeConfig& moe, Rules& rules) {
                 "a random second expert needs 2 experts for each token in every step");
 }
 
+// Experts of different widths (HMoE).
+void check_width_list(const moe::MoeConfig& moe, Rules& rules) {
+  const auto* widths = moe.expert_hidden_size ? moe.expert_hidden_size->each() : nullptr;
+  if (widths == nullptr) return;
+  const std::string key = "moe.expert_hidden_size";
+  const auto* layers = std::get_if<std::vector<int64_t>>(&moe.num_experts);
+  const auto counts = layers ? *layers : std::vector<int64_t>{std::get<int64_t>(moe.num_experts)};
+  for (const int64_t experts : counts) {
+    if (experts == std::ssize(*widths)) continue;
+    rules.require(false, {key, "moe.num_experts"},
+                  fmt::format("has {} widths, but a layer has {} experts; give one for each, or one number for all",
+                              widths->size(), experts));
+    return;
+  }
+  rules.require(moe.granularity == 1, {"moe.granularity", key},
+                "cuts experts of one width; with a list of widths give those that experts have after cutting");
+  rules.require(moe.num_shared_experts == 0 || moe.shared_hidden_size, {key, "moe.num_shared_experts"},
+                "has no one width that a shared expert could take; set moe.shared_hidden_size");
+}
+
 void check_experts(const RunConfig& config, Rules& rules) {
   const moe::MoeConfig& moe = config.moe;
+  check_width_list(moe, rules);
   const int64_t experts = least_experts(moe);
   check_top_k(moe, rules);
   rules.require(moe.top_k.most() <= experts, {"moe.top_k", "moe.num_experts"},
                 fmt::format("{} experts for each token, but a layer has only {}", moe.top_k.most(), experts));
   const int64_t width =
       moe.expert_hidden_size.value_or(config.model.ffn_hidden_size.value_or(4 * config.model.hidden_size));
+  const bool one_width = !moe.expert_hidden_size || moe.expert_hidden_size->each() == nullptr;
   rules.require(
-      divides(moe.granularity, width), {"moe.granularity", "moe.expert_hidden_size", "model.ffn_hidden_size"},
+      !one_width || divides(moe.granularity, width),
+      {"moe.granularity", "moe.expert_hidden_size", "model.ffn_hidden_size"},
       fmt::format("experts of width {} cannot be cut into {} equal parts ({} % {} = {})", width, moe.granularity, width,
                   moe.granularity, moe.granularity > 0 ? width % moe.granularity : 0));
   rules.require(moe.num_shared_experts > 0 || !moe.shared_hidden_size, {"moe.shared_hidden_size"},

@@ -104,7 +104,7 @@ void fill_model(RunConfig& config) {
   if (!model.num_key_value_heads) model.num_key_value_heads = model.num_attention_heads;
   if (!model.head_dim) model.head_dim = model.hidden_size / model.num_attention_heads;
   if (!model.ffn_hidden_size) model.ffn_hidden_size = 4 * model.hidden_size;
-  if (!moe.expert_hidden_size) moe.expert_hidden_size = model.ffn_hidden_size;
+  if (!moe.expert_hidden_size) moe.expert_hidden_size = *model.ffn_hidden_size;
   if (!moe.shared_hidden_size && moe.num_shared_experts > 0) {
     moe.shared_hidden_size = moe.num_shared_experts * (*moe.expert_hidden_size / moe.granularity);
   }

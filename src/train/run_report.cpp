@@ -36,7 +36,7 @@ std::string model_text(const model::ModelShape& shape) {
   std::string text = fmt::format("{} layers, width {}, {} heads ({} key/value)", shape.layers.size(), shape.hidden,
                                  shape.heads, shape.kv_heads);
   if (moe != shape.layers.end()) {
-    text += fmt::format(", {} experts of width {}, {} per token", moe->num_experts, moe->expert_width, moe->top_k);
+    text += fmt::format(", {} experts of {}, {} per token", moe->num_experts, width_text(*moe), moe->top_k);
     if (moe->shared_width > 0) text += fmt::format(", shared expert of width {}", moe->shared_width);
   }
   return text;

@@ -37,6 +37,13 @@ train::RunConfig config_of(const std::string& precision) {
 
 constexpr LayerBenchOptions kShort{.repetitions = 2, .seconds = 0};
 
+TEST(BenchLayer, RefusesExpertsOfDifferentWidths) {
+  auto config = config_of("fp32");
+  config.moe.num_experts = int64_t{4};
+  config.moe.expert_hidden_size = std::vector<int64_t>{64, 128, 192, 256};
+  EXPECT_THROW(measure_layer(config, kShort), ConfigError);
+}
+
 TEST(BenchLayer, CountsTheFirstMoeLayer) {
   const LayerBench bench = measure_layer(config_of("fp32"), kShort);
   EXPECT_EQ(bench.experts, 8);

@@ -112,6 +112,16 @@ std::vector<Case> cases() {
        }},
       {"Base", [](TransformerConfig& c) { c.moe.router.type = "base", c.moe.top_k = 1; }},
       {"ExpertDropout", [](TransformerConfig& c) { c.moe.experts.dropout = 0.4; }},
+      {"Hmoe",
+       [](TransformerConfig& c) {
+         c.moe.expert_hidden_size = std::vector<int64_t>{4, 12, 20, 7};
+         c.moe.balance.losses = {{.type = LossType::kPenalty, .coef = 0.5}, {.type = LossType::kEntropy, .coef = 0.2}};
+       }},
+      {"HmoeDropout",
+       [](TransformerConfig& c) {
+         c.moe.expert_hidden_size = std::vector<int64_t>{20, 7, 7, 2};
+         c.moe.experts.dropout = 0.4;
+       }},
       {"DenseFirst",
        [](TransformerConfig& c) {
          c.moe.layers = LayerPattern{1, 1};

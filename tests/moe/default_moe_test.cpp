@@ -99,7 +99,9 @@ TEST(DefaultMoe, ExpertsHaveTheirOrdinaryGradient) {
 
 TEST(DefaultMoe, ANewMeanIsOfWhatExpertsGaveWithoutWeights) {
   constexpr double kDecay = 0.75;
-  OneLayer s(2, config_of(kDecay));
+  MoeConfig config = config_of(kDecay);
+  config.expert_hidden_size = std::vector<int64_t>{5, 3, 8, 5, 2};
+  OneLayer s(2, config);
   for (int64_t t = kTokens - 3; t < kTokens; ++t) s.batch.segment_ids[t] = -1, s.batch.loss_mask[t] = 0;
   const auto result = s.layer.run(s.batch, s.x, s.dy);
   Tensor mask = mask_of(result.decision.choice);

@@ -34,7 +34,7 @@ Tensor mask(const DropoutSite& site, const std::vector<int64_t>& tokens, int64_t
 
 TEST(ExpertDropout, TakesTheShareAndRaisesWhatIsLeft) {
   constexpr int64_t kRows = 400, kColumns = 50;
-  const Tensor left = mask({.experts = 4, .expert_width = kColumns}, tokens_from(0, kRows), kColumns);
+  const Tensor left = mask({.experts = 4, .widest = kColumns}, tokens_from(0, kRows), kColumns);
   const double lost = (left == 0).sum().item<double>() / (kRows * kColumns);
   EXPECT_NEAR(lost, kRate, 3 * std::sqrt(kRate * (1 - kRate) / (kRows * kColumns)));
   EXPECT_TRUE(((left == 0) | (left == 1 / (1 - kRate))).all().item<bool>());
@@ -44,7 +44,7 @@ TEST(ExpertDropout, TakesTheShareAndRaisesWhatIsLeft) {
 }
 
 TEST(ExpertDropout, IsAFunctionOfSeedStepLayerTokenAndExpert) {
-  const DropoutSite site{.seed = 7, .layer = 2, .experts = 8, .first_expert = 4, .expert_width = 40};
+  const DropoutSite site{.seed = 7, .layer = 2, .experts = 8, .first_expert = 4, .widest = 40};
   const auto tokens = tokens_from(30, 5);
   const Tensor left = mask(site, tokens, 40, 3);
   EXPECT_TRUE(left.equal(mask(site, tokens, 40, 3)));
@@ -65,9 +65,9 @@ TEST(ExpertDropout, IsAFunctionOfSeedStepLayerTokenAndExpert) {
 }
 
 TEST(ExpertDropout, APartOfAnExpertsWidthLosesWhatTheWholeLosesThere) {
-  DropoutSite site{.experts = 2, .expert_width = 22};
+  DropoutSite site{.experts = 2, .widest = 22};
   const Tensor whole = mask(site, tokens_from(0, 6), 22);
-  site.first_column = 9;
+  site.first_columns = {9};
   EXPECT_TRUE(mask(site, tokens_from(0, 6), 13).equal(whole.narrow(1, 9, 13)));
 }
 
@@ -102,8 +102,7 @@ TEST(ExpertDropout, ChangesHiddenActivationsOfTrainingAlone) {
     for (int32_t i = choice.picks.offsets_T1[t]; i < choice.picks.offsets_T1[t + 1]; ++i) {
       const int32_t e = choice.picks.ids_C[i];
       const auto h = at::mm(x.narrow(0, t, 1), layer.gate_up(e).t()).chunk(2, 1);
-      const Tensor left =
-          mask({.experts = kExperts, .expert_width = kHidden}, {batch.global_token_ids[t]}, kHidden, 0, e);
+      const Tensor left = mask({.experts = kExperts, .widest = kHidden}, {batch.global_token_ids[t]}, kHidden, 0, e);
       y[t] += choice.weights_C[i] * at::mm(at::silu(h[0]) * h[1] * left, layer.down(e).t())[0];
     }
   }

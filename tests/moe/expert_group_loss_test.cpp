@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Device, communication, variance and entropy losses, and routing by top_p (methods.md 2.4, 2.7, 1.22, 8).
+// Device, communication, variance, entropy and penalty losses, and routing by top_p (methods.md 2.4, 2.7, 1.22, 8).
 #include <ATen/ops/arange.h>
 #include <gtest/gtest.h>
 
@@ -21,13 +21,14 @@ struct Loss {
   ChoiceGradients gradients;
 };
 
-Loss loss_of(const BalanceLoss& config, const Routed& setup, const Decision& decision) {
+Loss loss_of(const BalanceLoss& config, const Routed& setup, const Decision& decision,
+             std::span<const double> relative_widths = {}) {
   const Balancer balancer(BalanceConfig{.losses = {config}});
   ModelState state;
   const std::vector<int64_t> experts{decision.choice.experts};
   balancer.declare(experts, state);
   const Decision* layer = &decision;
-  const LossView view{{&layer, 1}, state, setup.batch};
+  const LossView view{{&layer, 1}, state, setup.batch, relative_widths};
   Loss loss{balancer.value(view, 0, 0), {}};
   balancer.add_gradient(view, 0, loss.gradients);
   return loss;
@@ -115,6 +116,69 @@ TEST(EntropyLoss, OfEqualLogitsIsTheLogarithmAndFlat) {
   const auto loss = loss_of({.type = LossType::kEntropy}, setup, decided(setup, at::zeros({20, 8}, at::kDouble)));
   EXPECT_NEAR(loss.value, std::log(8), 1e-12);
   EXPECT_LT(loss.gradients.logits_TE.abs().max().item<double>(), 1e-15);
+}
+
+// methods.md 8, HMoE: equal widths give the standard loss.
+TEST(PenaltyLoss, OfEqualWidthsIsTheStandardLossUpToTheirScale) {
+  const auto setup = with_padding({}, 8, 3, 20);
+  const auto decision = decided(setup, random_tensor({20, 8}, at::kDouble, 1));
+  const auto expected = loss_of({.coef = 0.2, .convention = Convention::kHuggingface}, setup, decision);
+  for (const double scale : {1.0, 2.5}) {
+    const std::vector<double> widths(8, scale);
+    const auto actual = loss_of({.type = LossType::kPenalty, .coef = 0.2}, setup, decision, widths);
+    EXPECT_NEAR(actual.value, scale * expected.value, 1e-12);
+    EXPECT_LT((actual.gradients.logits_TE - scale * expected.gradients.logits_TE).abs().max().item<double>(), 1e-12);
+  }
+  EXPECT_NEAR(loss_of({.type = LossType::kPenalty}, setup, decision).value, expected.value, 1e-12) << "one for all";
+}
+
+TEST(PenaltyLoss, GrowsLinearlyWithEachWidthAndSoDoesItsGradient) {
+  const auto setup = with_padding({}, 4, 2, 20);
+  const auto decision = decided(setup, random_tensor({20, 4}, at::kDouble, 1));
+  const auto of = [&](const std::vector<double>& widths) {
+    return loss_of({.type = LossType::kPenalty, .coef = 0.3}, setup, decision, widths);
+  };
+  const std::vector<double> widths{0.5, 1.75, 1.0, 0.75};
+  double value = 0;
+  Tensor gradient = at::zeros({20, 4}, at::kDouble);
+  for (size_t e = 0; e < 4; ++e) {
+    std::vector<double> alone(4, 0.0);
+    alone[e] = 1;
+    const auto unit = of(alone);
+    EXPECT_GT(unit.gradients.logits_TE.abs().max().item<double>(), 1e-3) << "every expert has a part";
+    value += widths[e] * unit.value;
+    gradient += widths[e] * unit.gradients.logits_TE;
+  }
+  const auto all = of(widths);
+  EXPECT_NEAR(all.value, value, 1e-12);
+  EXPECT_LT((all.gradients.logits_TE - gradient).abs().max().item<double>(), 1e-12);
+}
+
+// E Σ_e P_e mean_t 1[e in S_t] h_e, added up token by token.
+TEST(PenaltyLoss, IsTheMeanWidthOfWhatTokensChoseTimesTheMeanScore) {
+  const auto setup = with_padding({}, 4, 2, 20);
+  const auto decision = decided(setup, random_tensor({20, 4}, at::kDouble, 1));
+  const std::vector<double> widths{0.5, 1.75, 1.0, 0.75};
+  double expected = 0;
+  for (int64_t e = 0; e < 4; ++e) {
+    double mass = 0, score = 0;
+    for (int64_t t = 0; t < 18; ++t) {
+      for (const int32_t id : decision.choice.picks.of(t)) mass += id == e ? widths[e] / 18 : 0.0;
+      score += decision.choice.probs_TE[t][e].item<double>() / 18;
+    }
+    expected += 4 * mass * score;
+  }
+  EXPECT_NEAR(loss_of({.type = LossType::kPenalty}, setup, decision, widths).value, expected, 1e-12);
+}
+
+TEST(PenaltyLoss, TakesWidthsByTheirMean) {
+  MoeConfig config;
+  config.expert_hidden_size = std::vector<int64_t>{8, 24, 16, 16};
+  EXPECT_EQ(relative_widths(config), (std::vector<double>{0.5, 1.5, 1, 1}));
+  config.expert_hidden_size = std::vector<int64_t>{8, 8};
+  EXPECT_TRUE(relative_widths(config).empty());
+  config.expert_hidden_size = 8;
+  EXPECT_TRUE(relative_widths(config).empty());
 }
 
 TEST(TopP, TakesTheFewestExpertsThatAddUpToP) {

@@ -40,9 +40,12 @@ Tensor balance_term(const moe::BalanceLoss& loss, const moe::MoeConfig& config, 
                     const testing::ReferenceWeights& weights, const Batch& batch) {
   const Tensor logits = at::matmul(x, weights.router_ED.t()), real = testing::real_tokens(batch, at::kDouble);
   const double targets = std::accumulate(batch.loss_mask.begin(), batch.loss_mask.end(), 0.0);
-  const Tensor value = loss.type == moe::LossType::kZ
-                           ? testing::reference_z_loss(logits, real)
-                           : testing::reference_switch_loss(logits, config.router, loss.convention, k, real);
+  const auto value = [&] {
+    if (loss.type == moe::LossType::kZ) return testing::reference_z_loss(logits, real);
+    if (loss.type == moe::LossType::kPenalty)
+      return testing::reference_penalty(logits, config.router, *config.expert_hidden_size->each(), k, real);
+    return testing::reference_switch_loss(logits, config.router, loss.convention, k, real);
+  }();
   return value * (loss.coef * targets);
 }
 
@@ -141,6 +144,39 @@ TEST_P(LayerReferenceMethod, EvaluatesAsItTrainsByPosition) {
 
 INSTANTIATE_TEST_SUITE_P(All, LayerReferenceMethod, ::testing::ValuesIn(testing::all_methods()),
                          [](const auto& info) { return info.param.name; });
+
+// Experts of different widths (HMoE): the reference has them filled up with zeros to the widest.
+class LayerReferenceWidths : public ::testing::TestWithParam<std::vector<int64_t>> {};
+
+TEST_P(LayerReferenceWidths, GiveTheOutputAndAllGradientsOfTheReference) {
+  moe::MoeConfig config;
+  config.expert_hidden_size = GetParam();
+  const int64_t E = std::ssize(GetParam());
+  for (const bool penalised : {false, true}) {
+    if (penalised) config.balance.losses = {{.type = moe::LossType::kPenalty, .coef = 0.3}};
+    for (const int64_t k : std::set<int64_t>{1, 2, E})
+      for (const int64_t T : {1, 7, 16, 33})
+        for (const auto dtype : kernels::kBothTypes) {
+          SCOPED_TRACE(fmt::format("k {} T {} {}", k, T, toString(dtype)));
+          compare(config, {E, k, 6, 0}, T, dtype);
+        }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, LayerReferenceWidths,
+                         ::testing::Values(std::vector<int64_t>{1, 7, 3, 5}, std::vector<int64_t>{9, 9, 2, 2, 2, 16},
+                                           std::vector<int64_t>{64, 1}));
+
+TEST(LayerReferenceWidth, AListOfEqualWidthsHasTheBitsOfOne) {
+  moe::MoeConfig one, each;
+  each.expert_hidden_size = std::vector<int64_t>(5, 7);
+  const Tensor x = kernels::random_tensor({33, 6}, at::kFloat, 2), dy = kernels::random_tensor({33, 6}, at::kFloat, 3);
+  const auto expected = MoeLayer(one, {5, 2, 6, 7}, at::kFloat).run(tokens(33), x, dy),
+             actual = MoeLayer(each, {5, 2, 6, 0}, at::kFloat).run(tokens(33), x, dy);
+  kernels::expect_same_bits(actual.y, expected.y, "y");
+  kernels::expect_same_bits(actual.dx, expected.dx, "dx");
+  kernels::expect_same_bits(actual.dexperts[0].down_EDF, expected.dexperts[0].down_EDF, "down");
+}
 
 TEST(LayerReferenceGradients, OfAnExpertWithoutTokensAreExactlyZero) {
   moe::MoeConfig config;

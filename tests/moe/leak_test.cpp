@@ -18,7 +18,7 @@ constexpr int64_t kLength = 29;
 model::TransformerConfig config_of(const testing::Method& method) {
   auto config = testing::tiny_config();
   config.moe = method.config();
-  config.moe.expert_hidden_size = 12;
+  if (!config.moe.expert_hidden_size) config.moe.expert_hidden_size = 12;
   if (config.moe.capacity.factor) config.moe.capacity.factor = 0.5;  // many drops
   return config;
 }

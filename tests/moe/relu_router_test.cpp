@@ -31,7 +31,7 @@ TEST(ReluRouter, AnyNumberOfExpertsAndNoneForNegativeLogits) {
 }
 
 TEST(ReluRouter, ATokenWithoutExpertsGetsNothing) {
-  MoeConfig config = conclave::testing::router_methods().back().config();
+  MoeConfig config = conclave::testing::own_router_methods().back().config();
   MoeLayer layer(config, {.experts = 8, .top_k = 2}, at::kDouble);
   const Tensor x = at::zeros({5, 6}, at::kDouble);
   EXPECT_EQ(layer.run(random_batch(1, 5, 23, 1), x, at::ones_like(x)).y.abs().max().item<double>(), 0.0);

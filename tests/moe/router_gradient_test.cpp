@@ -28,6 +28,7 @@ TEST_P(RouterGradient, EqualsFiniteDifferencesOfWeightsAndLosses) {
   for (const auto& block : setup.router->blocks(setup.shape)) columns += block.columns;
   if (columns == 0) GTEST_SKIP() << "nothing to differentiate";
   const Balancer balancer(config.balance);
+  const auto widths = relative_widths(config);
   ModelState state{{setup.state}, {}};
   const std::vector<int64_t> experts{method.experts};
   balancer.declare(experts, state);
@@ -50,7 +51,7 @@ TEST_P(RouterGradient, EqualsFiniteDifferencesOfWeightsAndLosses) {
     const Decision d = decide(at);
     EXPECT_EQ(d.choice.picks, at_start.choice.picks) << "the step is too large";
     const Decision* layer = &d;
-    const LossView view{{&layer, 1}, state, setup.batch};
+    const LossView view{{&layer, 1}, state, setup.batch, widths};
     // A mid-point estimator's backward is that of the probability without its multiplier.
     const bool estimates = config.router.type == "sparsemixer";
     double sum = ((estimates ? d.choice.raw_C : d.choice.weights_C) * a).sum().item<double>();
@@ -62,7 +63,7 @@ TEST_P(RouterGradient, EqualsFiniteDifferencesOfWeightsAndLosses) {
   };
   const Decision* layer = &at_start;
   ChoiceGradients gradients{.weights_C = a.clone(), .home_TV = b};
-  balancer.add_gradient({{&layer, 1}, state, setup.batch}, 0, gradients);
+  balancer.add_gradient({{&layer, 1}, state, setup.batch, widths}, 0, gradients);
   const Tensor actual = setup.router->backward(at_start.choice, gradients);
   const double h = 1e-6;
   for (int64_t t = 0; t < T; ++t) {

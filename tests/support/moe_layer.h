@@ -3,11 +3,13 @@
 // that tests choose its input and the gradient of its output. Weights depend on the seed alone, on every layout.
 #pragma once
 
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -38,7 +40,10 @@ class MoeLayer {
   MoeLayer(const moe::MoeConfig& config, LayerSize size, at::ScalarType dtype, const comm::Group& ep = {},
            uint64_t seed = 1)
       : size_(size), ranks_(ep.size()), dispatcher_(moe::Dispatcher::make(config.dispatch, ep)) {
-    const int64_t E = size.experts, D = size.width, F = size.expert_width, local = E / ep.size();
+    const int64_t E = size.experts, D = size.width, local = E / ep.size();
+    const auto* each = config.expert_hidden_size ? config.expert_hidden_size->each() : nullptr;
+    widths_ = each ? *each : std::vector<int64_t>(E, size.expert_width);
+    check(std::ssize(widths_) == E, "a width for each expert");
     const moe::RouteShape shape{.experts = E, .top_k = size.top_k, .vocab = 64, .seed = seed, .hidden = D};
     const auto router = moe::Router::make(config.router, shape);
     for (const auto& block : router->blocks(shape))
@@ -49,7 +54,7 @@ class MoeLayer {
         return parameters_.add(
             {.parts = {{fmt::format("{}.{}", part, e), shape}}, .shape = shape, .expert = true, .init_std = 0.7});
       };
-      experts_.push_back({expert("gate_up", {2 * F, D}), expert("down", {D, F})});
+      experts_.push_back({expert("gate_up", {2 * widths_[e], D}), expert("down", {D, widths_[e]})});
     }
     const int64_t vectors = router->home_terms() - 1;
     if (vectors > 0 && router->kept_vectors().empty())
@@ -69,7 +74,7 @@ class MoeLayer {
     if (config.experts.dropout > 0)
       dropout.emplace(
           config.experts.dropout,
-          moe::DropoutSite{.seed = seed, .experts = E, .first_expert = local * ep.rank(), .expert_width = F});
+          moe::DropoutSite{.seed = seed, .experts = E, .first_expert = local * ep.rank(), .widest = widest()});
     else
       slots.tokens.reset();
     auto route = std::make_unique<moe::RouteStage>(nn::StageSite{"route", 0}, parameters_,
@@ -94,11 +99,13 @@ class MoeLayer {
   MoeLayer(const MoeLayer&) = delete;
   MoeLayer& operator=(const MoeLayer&) = delete;
 
+  int64_t widest() const { return *std::max_element(widths_.begin(), widths_.end()); }
   // The weight of the scores' first block.
   Tensor router() const { return parameters_.value(blocks_[0]); }
   Tensor vectors() const { return parameters_.value(*vectors_.learned); }
   moe::MethodState& state() { return state_.layers[0]; }
-  // Leaves for autograd; of this rank's experts.
+  // Leaves for autograd; of this rank's experts. Of different widths, narrow ones are filled up with zeros, which is
+  // the same function.
   ReferenceWeights weights() const {
     const auto leaf = [](const Tensor& t) { return t.detach().clone().requires_grad_(true); };
     const auto gathered = views([&](nn::ParameterId id) { return parameters_.value(id); });
@@ -147,8 +154,10 @@ class MoeLayer {
   ReferenceWeights views(View view) const {
     std::vector<Tensor> gate_up, down;
     for (const auto& expert : experts_) {
-      gate_up.push_back(view(expert.gate_up_2FD));
-      down.push_back(view(expert.down_DF));
+      const Tensor halves = view(expert.gate_up_2FD), weight_DF = view(expert.down_DF);
+      const int64_t D = weight_DF.size(0), F = weight_DF.size(1), missing = widest() - F;
+      gate_up.push_back(at::constant_pad_nd(halves.view({2, F, D}), {0, 0, 0, missing}).view({-1, D}));
+      down.push_back(at::constant_pad_nd(weight_DF, {0, missing}));
     }
     return {{}, at::stack(gate_up), at::stack(down)};
   }
@@ -156,6 +165,7 @@ class MoeLayer {
   static constexpr nn::Slot kHome = 8, kWithHome = 9, kTokens = 10, kOutputs = 11, kSlots = 12;
 
   LayerSize size_;
+  std::vector<int64_t> widths_;  // of all experts of the layer
   int ranks_;
   nn::Slot output_ = 7;
   moe::HomeVectors vectors_;

@@ -102,6 +102,12 @@ inline std::vector<Method> shape_methods() {
          c.capacity.factor = 1.0;
          balanced(c);
        }},
+      {"Hmoe", 8, 2,
+       [=](MoeConfig& c) {
+         c.expert_hidden_size = std::vector<int64_t>{8, 24, 16, 40, 8, 32, 48, 16};
+         c.router.top_p = 0.6;
+         c.balance.losses = {{.type = LossType::kPenalty, .coef = 0.1}, {.type = LossType::kEntropy, .coef = 0.05}};
+       }},
       {"Fallback", 8, 2,
        [=](MoeConfig& c) {
          c.fallback = {.hidden_size = 16};

@@ -14,6 +14,7 @@
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/topk.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -143,6 +144,16 @@ inline Tensor reference_switch_loss(const Tensor& logits_TE, const moe::RouterCo
     default:
       return E * (first / tokens * affinity).sum();
   }
+}
+
+// P-penalty of HMoE (methods.md 1.22): the huggingface convention with each expert's count times its width by the mean.
+inline Tensor reference_penalty(const Tensor& logits_TE, const moe::RouterConfig& router,
+                                const std::vector<int64_t>& widths, int64_t k, const Tensor& real_T1) {
+  const Tensor widths_E = at::tensor(widths, at::kDouble), tokens = real_T1.sum();
+  const Tensor scores = reference_scores(logits_TE, router);
+  const Tensor affinity = ((scores / scores.sum(1, true)) * real_T1).sum(0) / tokens;
+  const Tensor mass = (chosen_mask(scores, {}, k) * real_T1).sum(0) / tokens * (widths_E / widths_E.mean());
+  return logits_TE.size(1) * (mass * affinity).sum();
 }
 
 inline Tensor reference_z_loss(const Tensor& logits_TE, const Tensor& real_T1) {

@@ -99,6 +99,19 @@ TEST(Match, OfWidthKeepsTheSteps) {
   for (const auto& run : plan.runs) EXPECT_EQ(run.record.steps, 1000);
 }
 
+TEST(Match, SolvesNoWidthWhereEachExpertHasItsOwn) {
+  const SweepFiles files;
+  const std::string widths = "axes: {moe.expert_hidden_size: [[64, 64, 128, 128, 128, 128, 192, 192]]}\n";
+  EXPECT_EQ(files.plan(widths + "match: {flops: base}\n").runs[0].record.steps, 1000)
+      << "their mean is that of the base";
+  files.write("w.yaml", "moe: {expert_hidden_size: [64, 64, 128, 128, 128, 128, 192, 208]}\n");
+  const std::string included = "axes: {include: [w.yaml]}\n", said = "which gives each expert a width of its own";
+  EXPECT_THAT(files.refusal(included + "match: {flops: base, solve: width}\n"), HasSubstr(said));
+  EXPECT_THAT(files.refusal(included + "match: {active_params: base}\n"), HasSubstr(said));
+  EXPECT_THAT(files.refusal(included + "match: {flops: 1e12, tolerance: 1e-9, solve: both}\n"),
+              HasSubstr("cannot be met"));
+}
+
 TEST(Match, RefusesAxesOverWhatItSolvesAndTargetsThatAreNone) {
   const SweepFiles files;
   EXPECT_THAT(files.refusal("axes: {train.steps: [100, 200]}\nmatch: {flops: 1e13}\n"),

@@ -48,6 +48,15 @@ TEST(BalanceRules, ModelScopeNeedsEqualExpertsInAllLayers) {
   expect_accepted("moe: {num_experts: [4, 8], balance: {losses: [{convention: huggingface}]}}\n");
 }
 
+TEST(BalanceRules, APenaltyNeedsScoresOfExpertsThatCompute) {
+  const std::string penalty = "balance: {losses: [{type: penalty, coef: 0.1}]}";
+  expect_accepted("moe: {num_experts: 4, expert_hidden_size: [8, 16, 24, 32], " + penalty + "}\n");
+  expect_accepted("moe: {router: {type: noisy_topk}, top_k: 1, " + penalty + "}\n");
+  for (const std::string type : {"relu", "hash", "sinkhorn", "expert_choice", "zero_compute"})
+    EXPECT_THAT(refusal("moe: {router: {type: " + type + "}, " + penalty + "}\n"),
+                HasSubstr("a penalty needs scores that it may even out, of experts with a width"));
+}
+
 TEST(BalanceRules, SpillNeedsOneOrderOfAllExperts) {
   const std::string spill = "capacity: {factor: 1, policy: spill, spill: {hops: 2}}";
   expect_accepted("moe: {" + spill + "}\n");

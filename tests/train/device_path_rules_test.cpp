@@ -38,6 +38,8 @@ TEST(DevicePathRules, RefuseWhatIsNotBuiltWithAReasonAndARemedy) {
            {"moe.capacity.factor=1.25", "capacity limits with train.precision: bf16; set null (dropless)"},
            {"moe.capacity.eval_factor=2", "capacity limits with train.precision: bf16; set null (dropless)"},
            {"moe.balance.losses=[{type: importance}]", "losses of type importance with"},
+           {"moe.expert_hidden_size=[64, 64, 64, 64, 64, 64, 64, 128]",
+            "experts of different widths with train.precision: bf16; give one number"},
            {"moe.dispatch.type=shared", "dispatch shared with train.precision: bf16; use auto or alltoall"},
            {"moe.dispatch.payload=bf16", "rows that travel in another type with train.precision: bf16; use same"},
            {"parallel.reduction=canonical", "use fast"},

@@ -205,6 +205,9 @@ TEST(InitialWeights, ThatDoNotFitAreRefusedWithTheirSizes) {
               HasSubstr("embedding.weight is [32, 32] there"));
   EXPECT_THAT(refusal(model_case([](auto& config) { config.moe.expert_hidden_size = 12; }), from),
               HasSubstr("layers.0.ffn.gate.weight is [24, 32] there"));
+  const std::vector<int64_t> widths{24, 24, 16, 24};
+  EXPECT_THAT(refusal(model_case([&](auto& config) { config.moe.expert_hidden_size = widths; }), from),
+              HasSubstr("layers.0.ffn.gate.weight is [24, 32] there"));
   EXPECT_THAT(refusal(model_case([](auto& config) { config.moe.num_shared_experts = 1; }), from),
               HasSubstr("shared experts can only come from a run that has them"));
   EXPECT_THAT(refusal(model_case([](auto& config) { config.model.num_layers = 1; }), from),

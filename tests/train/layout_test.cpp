@@ -72,7 +72,7 @@ std::vector<LayoutCase> router_cases() {
     cases.push_back({.name = method.name, .change = [method](auto& config) {
                        const int64_t width = *config.moe.expert_hidden_size;
                        config.moe = method.config();
-                       config.moe.expert_hidden_size = width;
+                       if (!config.moe.expert_hidden_size) config.moe.expert_hidden_size = width;
                      }});
   }
   return cases;

@@ -29,6 +29,7 @@ TEST(MergeRules, RefuseWhatChoosesDropsOrBalances) {
   EXPECT_THAT(refusal(with("top_k: 1, balance: {bias: {update_rate: 1e-3}}")),
               HasSubstr("does not choose by biased scores"));
   EXPECT_THAT(refusal(with("top_k: 1, experts: {dropout: 0.1}")), HasSubstr("is of experts that tokens choose"));
+  EXPECT_THAT(refusal(with("top_k: 1, num_experts: 2, expert_hidden_size: [64, 32]")), HasSubstr("have one width"));
   EXPECT_THAT(refusal("moe: {top_k: 1, router: {type: lory, share: model}}\n"), HasSubstr("by its own router"));
   EXPECT_THAT(refusal("moe: {top_k: 1, router: {type: lory, context: true}}\n"), HasSubstr("taken as it is"));
   EXPECT_THAT(refusal("moe: {top_k: 1, router: {lory: {segment: 32}}}\n"), HasSubstr("options of type lory"));

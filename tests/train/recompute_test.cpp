@@ -49,6 +49,25 @@ TEST(RecomputeRanks, EveryLevelHasTheBitsOfKeepingAll) {
   }
 }
 
+TEST(RecomputeRanks, ExpertsOfDifferentWidthsAreMadeAgainAsTheyWere) {
+  const auto widths = [](model::Recompute recompute) {
+    return LayoutCase{.name = "Widths", .change = [=](train::RunConfig& config) {
+                        config.memory.recompute = recompute;
+                        config.moe.expert_hidden_size = std::vector<int64_t>{8, 40, 16, 24, 32, 8, 48, 16};
+                        config.moe.shared_hidden_size = 24;
+                      }};
+  };
+  constexpr auto kCanonical = parallel::Reduction::kCanonical;
+  const auto kept = run_layout({}, {}, widths(model::Recompute::kNone), kCanonical);
+  for (const auto recompute : {model::Recompute::kFfn, model::Recompute::kFull}) {
+    expect_same(run_layout({}, {}, widths(recompute), kCanonical), kept);
+    run_ranks(2, [&](const comm::Group& world) {
+      const auto spread = run_layout(world, {.dp = 2, .ep = 2, .zero = 1}, widths(recompute), kCanonical);
+      if (world.rank() == 0) expect_same(spread, kept);
+    });
+  }
+}
+
 // Stages that read in backward what a dense expert gave.
 TEST(RecomputeRanks, WhatStandsBesideTheExpertsIsMadeAgainToo) {
   const auto beside = [](model::Recompute recompute, bool gate) {

@@ -34,6 +34,12 @@ std::vector<LayoutCase> tensor_cases() {
                              config.model.vocab_size = 6;
                              config.model.tie_embeddings = true;
                            }}));
+  cases.push_back(widened({.name = "ExpertWidths", .change = [](auto& config) {
+                             config.moe.expert_hidden_size = std::vector<int64_t>{8, 40, 16, 24, 32, 8, 48, 16};
+                             config.moe.shared_hidden_size = 24;
+                             config.moe.experts.dropout = 0.3;
+                             config.moe.balance.losses = {{.type = moe::LossType::kPenalty, .coef = 0.05}};
+                           }}));
   cases.push_back(widened({.name = "RecomputeAll", .change = [](auto& config) {
                              config.memory.recompute = model::Recompute::kFull;
                              config.moe.dispatch.backward_rows = moe::BackwardRows::kResend;

@@ -13,7 +13,9 @@ class CommunicationLoss : public ShareLoss {
       : ShareLoss(config.coef), devices_(config.devices.value_or(1)), most_(config.max_devices.value_or(1)) {}
 
  private:
-  std::vector<double> shares(const Decision& decision, const Batch& batch) const override {
+  std::vector<double> shares(const LossView& view, int layer) const override {
+    const Decision& decision = *view.layers[layer];
+    const Batch& batch = view.batch;
     const RouterStatistics& s = decision.statistics;
     const int64_t size = s.experts / devices_;
     std::vector<int64_t> arrived(devices_, 0), last(devices_, -1);  // tokens, and which was the last one

@@ -12,8 +12,8 @@ class DeviceLoss : public ShareLoss {
   explicit DeviceLoss(const BalanceLoss& config) : ShareLoss(config.coef), devices_(config.devices.value_or(1)) {}
 
  private:
-  std::vector<double> shares(const Decision& decision, const Batch&) const override {
-    const RouterStatistics& s = decision.statistics;
+  std::vector<double> shares(const LossView& view, int layer) const override {
+    const RouterStatistics& s = view.layers[layer]->statistics;
     const int64_t size = s.experts / devices_;
     std::vector<int64_t> counts(devices_, 0);
     for (size_t i = 0; i < s.chosen_BE.size(); ++i)

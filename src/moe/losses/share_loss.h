@@ -17,7 +17,7 @@ class ShareLoss : public AuxiliaryLoss {
     const Decision& decision = *view.layers[layer];
     const RouterStatistics& s = decision.statistics;
     if (s.tokens() == 0) return;
-    auto a = shares(decision, view.batch);
+    auto a = shares(view, layer);
     for (double& share : a) share *= coef_ * s.targets() / static_cast<double>(s.tokens());
     const std::vector<std::vector<double>> affinity(s.sequences, a);
     add_affinity_gradient(decision.choice, view.batch, affinity, logits_gradient(decision.choice, gradients));
@@ -25,7 +25,7 @@ class ShareLoss : public AuxiliaryLoss {
   double value(const LossView& view, int layer) const override {
     const RouterStatistics& s = view.layers[layer]->statistics;
     if (s.tokens() == 0) return 0;
-    const auto a = shares(*view.layers[layer], view.batch);
+    const auto a = shares(view, layer);
     double sum = 0;
     for (size_t i = 0; i < s.affinity_BE.size(); ++i) sum += a[i % a.size()] * s.affinity_BE[i];
     return sum / static_cast<double>(s.tokens());
@@ -33,7 +33,7 @@ class ShareLoss : public AuxiliaryLoss {
 
  protected:
   // a_e of a micro-batch that has tokens.
-  virtual std::vector<double> shares(const Decision& decision, const Batch& batch) const = 0;
+  virtual std::vector<double> shares(const LossView& view, int layer) const = 0;
 
  private:
   double coef_;
