@@ -29,8 +29,9 @@ bool on_one_host(const std::vector<int>& hosts) {
 // Whoever is to be told that rounding does nothing here.
 std::string with_payload(std::string reason, const DispatchNeeds& needs, const std::vector<int>& hosts) {
   if (needs.payload == DispatchPayload::kSame) return reason;
-  const std::string note =
-      on_one_host(hosts) && !needs.parts_over_hosts ? kNothingToRound : "rows between hosts as bf16";
+  const std::string note = on_one_host(hosts) && !needs.parts_over_hosts
+                               ? std::string(kNothingToRound)
+                               : fmt::format("rows between hosts as {}", config::enum_name(needs.payload));
   return reason.empty() ? note : fmt::format("{}; {}", reason, note);
 }
 
@@ -91,7 +92,10 @@ HostMemory host_memory(const comm::Group& world) {
 double dispatch_cost(DispatchType type, const DispatchPlaces& places, const DispatchNeeds& needs) {
   const auto n = static_cast<double>(places.ranks), H = static_cast<double>(places.hosts);
   const auto k = static_cast<double>(needs.top_k);
-  const double link = needs.payload == DispatchPayload::kBf16 ? kLinkCost / 2 : kLinkCost;
+  const double bytes_share = needs.payload == DispatchPayload::kFp8    ? 0.25
+                             : needs.payload == DispatchPayload::kBf16 ? 0.5
+                                                                       : 1.0;
+  const double link = kLinkCost * bytes_share;
   switch (type) {
     case DispatchType::kShared:
       return k;

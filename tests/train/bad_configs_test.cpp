@@ -127,7 +127,6 @@ const std::vector<BadConfig> kUnbuilt = {
     {"ContextParallel", "parallel: {cp: 2}\n", "3:16", "not built yet: context parallelism"},
     {"PipelineParallel", "parallel: {pp: 2}\n", "3:16", "not built yet: pipeline parallelism"},
     {"ZeroTwo", "parallel: {zero: 2}\n", "3:18", "must be 0 or 1"},
-    {"Payload", "moe: {dispatch: {payload: fp8}}\n", "3:27", "not built yet: 'fp8'; built so far: same, bf16"},
     {"ExpertSets", "moe: {sets: [{num_experts: 8, top_k: 2}]}\n", "3:13",
      "expert sets of several sizes are not built yet"},
     {"TopKWithoutAnEnd", "moe: {top_k: [{until: 100, k: 6}]}\n", "3:14", "the last entry must have no `until`"},
