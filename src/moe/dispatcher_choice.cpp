@@ -20,8 +20,6 @@ namespace {
 // Below this `auto` does not count on shared memory: containers have 64 MiB unless told otherwise.
 constexpr int64_t kLeastRoom = int64_t{256} << 20;
 
-constexpr const char* kNothingToRound = "payload bf16 changes nothing: no row crosses between hosts";
-
 bool on_one_host(const std::vector<int>& hosts) {
   return std::all_of(hosts.begin(), hosts.end(), [&](int host) { return host == hosts[0]; });
 }
@@ -29,9 +27,10 @@ bool on_one_host(const std::vector<int>& hosts) {
 // Whoever is to be told that rounding does nothing here.
 std::string with_payload(std::string reason, const DispatchNeeds& needs, const std::vector<int>& hosts) {
   if (needs.payload == DispatchPayload::kSame) return reason;
+  const std::string_view name = config::enum_name(needs.payload);
   const std::string note = on_one_host(hosts) && !needs.parts_over_hosts
-                               ? std::string(kNothingToRound)
-                               : fmt::format("rows between hosts as {}", config::enum_name(needs.payload));
+                               ? fmt::format("payload {} changes nothing: no row crosses between hosts", name)
+                               : fmt::format("rows between hosts as {}", name);
   return reason.empty() ? note : fmt::format("{}; {}", reason, note);
 }
 

@@ -12,6 +12,7 @@
 
 #include "config/fields.h"
 #include "moe/dispatcher_cases.h"
+#include "moe/expert_dropout.h"
 #include "support/ranks.h"
 
 namespace conclave {
@@ -156,6 +157,23 @@ TEST(PayloadRanksRounding, OfFp8HasAScaleForEachRow) {
     EXPECT_EQ(number(2, 2), -32) << "-34 / 2 = -17 lies between -16 and -18, and 8 is even";
     EXPECT_FALSE(std::isfinite(number(3, 1)));
   });
+}
+
+// Global ids travel as rows for dropout inside experts: a wrong one would draw for another token.
+TEST(PayloadRanksTokens, ArriveExactInEveryFormat) {
+  for (const auto payload : {moe::DispatchPayload::kBf16, moe::DispatchPayload::kFp8})
+    test::run_ranks_on({0, 1}, [payload](const comm::Group& ep) {
+      const std::vector<int64_t> ids{0, 1, 15, 16, 255, 70000, 123456789012345, (int64_t{1} << 48) - 1};
+      const auto count = std::ssize(ids);
+      const auto dispatcher = make(DispatchType::kAllToAll, payload, ep);
+      const std::vector<int32_t> others(count, 1 - ep.rank());
+      const auto routing =
+          moe::make_routing(moe::even_picks(others, count), std::vector<uint8_t>(count, 1), {0, count}, 2);
+      const Tensor got = send(*dispatcher, routing, moe::token_digits(ids, at::kFloat), at::ones({count})).arrived.rows;
+      auto arrived = moe::tokens_of(got);
+      arrived.resize(count);  // padding behind them
+      EXPECT_EQ(arrived, ids);
+    });
 }
 
 // Parts of an expert on two hosts: what their ranks gather and add is rounded as well.
