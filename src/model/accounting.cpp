@@ -97,7 +97,9 @@ int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, const Me
   // Rows that came from other ranks are kept, local ones are not. An expert that is spread has them on every rank.
   const int64_t remote_rows =
       layer.moe ? layer.most_picks * h * plan.etp * (plan.sources() - 1) / (plan.sources() * tp) : 0;
-  return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + kept_rows(layer) * h;
+  // Means and what experts make of them, at worst of each row.
+  const int64_t buckets = layer.compressed ? (norms_again ? 1 : 2) * layer.most_picks * h / tp : 0;
+  return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + kept_rows(layer) * h + buckets;
 }
 
 int64_t saved_numbers(const ModelShape& shape, const MemoryPlan& plan) {

@@ -30,6 +30,7 @@ struct LayerShape {
   bool shared_gate = false;
   bool branch_gate = false;     // PR-MoE: two numbers for each token weigh experts and dense FFN
   bool residual_dense = false;  // Arctic: a dense FFN of ffn_width beside the experts, which read the block input
+  bool compressed = false;      // rows travel as means of similar ones (moe.dispatch.compression)
 
   // Parameters [D] among what is added at home.
   int64_t home_vectors() const { return home_terms > 1 && !home_kept ? home_terms - 1 : 0; }

@@ -52,6 +52,7 @@ void find_methods(const RunConfig& config, Obstacles& found) {
         {"moe.dispatch.type", fmt::format("dispatch {}", config::enum_name(dispatch.type)), "use auto or alltoall"});
   if (dispatch.payload != moe::DispatchPayload::kSame)
     found.push_back({"moe.dispatch.payload", "rows that travel in another type", "use same"});
+  if (dispatch.compression) found.push_back({"moe.dispatch.compression", "rows that travel as one", "set null"});
 }
 
 void find_layout(const RunConfig& config, Obstacles& found) {

@@ -108,6 +108,11 @@ std::vector<Case> cases() {
        }},
       {"Base", [](TransformerConfig& c) { c.moe.router.type = "base", c.moe.top_k = 1; }},
       {"ExpertDropout", [](TransformerConfig& c) { c.moe.experts.dropout = 0.4; }},
+      {"Lsh",
+       [](TransformerConfig& c) {
+         c.moe.dispatch.compression = {.hashes = 1, .dimensions = 2};
+         c.moe.router.norm_topk_prob = true;
+       }},
       {"DenseFirst",
        [](TransformerConfig& c) {
          c.moe.layers = LayerPattern{1, 1};

@@ -40,6 +40,7 @@ TEST(DevicePathRules, RefuseWhatIsNotBuiltWithAReasonAndARemedy) {
            {"moe.balance.losses=[{type: importance}]", "losses of type importance with"},
            {"moe.dispatch.type=shared", "dispatch shared with train.precision: bf16; use auto or alltoall"},
            {"moe.dispatch.payload=bf16", "rows that travel in another type with train.precision: bf16; use same"},
+           {"moe.dispatch.compression={hashes: 2}", "rows that travel as one with train.precision: bf16; set null"},
            {"parallel.reduction=canonical", "use fast"},
            {"parallel.executor=interleaved", "use sequential"},
            {"parallel.tp=2", "tensors that are spread over ranks with train.precision: bf16; set tp: 1 and spread", 2},
