@@ -26,6 +26,7 @@ parallel::GradientLayout layout_of(const RunConfig& config, const parallel::Mesh
   return {.dense = model::shards_of(buckets, parameters, false, mesh.dp()),
           .expert = model::shards_of(buckets, parameters, true, mesh.edp()),
           .sharded = config.parallel.zero == 1,
+          .as_bf16 = config.parallel.gradient_payload == parallel::GradientPayload::kBf16,
           .tp = mesh.tp().size(),
           .sources = mesh.ep().size() * mesh.etp().size(),
           .dense_names = buckets.names(false),

@@ -151,8 +151,8 @@ TEST(LayoutPayloadRanks, RoundedRowsHaveTheSameBitsWhoeverOwnsStateAndWhateverOv
                                           std::pair(moe::DispatchType::kAllToAll, moe::DispatchPayload::kFp8)}) {
     run_ranks_on({0, 0, 1, 1}, [&, dispatch = dispatch, payload = payload](const comm::Group& world) {
       const Layout layout{.dp = 4, .ep = 4, .dispatch = dispatch};
-      const auto kept = with_rounded_rows(moe::BackwardRows::kKeep),
-                 sent = with_rounded_rows(moe::BackwardRows::kResend);
+      const auto kept = with_rounded_rows(moe::BackwardRows::kKeep, payload),
+                 sent = with_rounded_rows(moe::BackwardRows::kResend, payload);
       const auto first = run_layout(world, layout, kept, kCanonical);
       EXPECT_NE(first.losses, plain.losses) << "nothing was rounded";
       EXPECT_NEAR(first.losses[0] / plain.losses[0], 1.0, payload == moe::DispatchPayload::kFp8 ? 5e-2 : 1e-2);
