@@ -222,8 +222,10 @@ RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan) {
   bytes.activations = std::min(plan.in_flight, plan.micro_batches / plan.dp) * kFloatBytes * plan.micro_batch_tokens *
                       (saved_numbers(shape, plan) +
                        2 * shape.hidden / (plan.sequence_parallel ? plan.tp : 1));  // final norm: input and output
-  bytes.received =
-      bytes_under_way(plan.dp, replicated, 1) + bytes_under_way(plan.expert_copies(), local_experts, travelling(plan));
+  // As bf16 what goes out and what arrives are half as large each, and what arrived is made floats again.
+  bytes.received = (plan.gradient_payload == parallel::GradientPayload::kBf16 ? 2 : 1) *
+                   (bytes_under_way(plan.dp, replicated, 1) +
+                    bytes_under_way(plan.expert_copies(), local_experts, travelling(plan)));
   return bytes;
 }
 
