@@ -18,6 +18,7 @@
 #include "app/gemm_speed.h"
 #include "app/rank_device.h"
 #include "app/rank_resources.h"
+#include "config/fields.h"
 #include "core/error.h"
 #include "model/product_shapes.h"
 
@@ -202,6 +203,12 @@ void add_memory(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, s
   command->callback([options, &run] { run = [options] { return bench_memory(*options); }; });
 }
 
+moe::DispatchPayload payload_of(std::string_view name) {
+  for (const auto& [known, payload] : config::EnumNames<moe::DispatchPayload>::kNames)
+    if (known == name) return payload;
+  throw UsageError("--payload {}: there is no such format", name);
+}
+
 void add_dispatch(CLI::App& bench, const std::shared_ptr<BenchOptions>& options, std::function<int()>& run) {
   auto* command = bench.add_subcommand(
       "dispatch", "token exchange: every dispatcher against pack, MPI_Alltoallv and regroup, on the ranks of mpirun");
@@ -217,7 +224,11 @@ void add_dispatch(CLI::App& bench, const std::shared_ptr<BenchOptions>& options,
   command->add_option("--skew", dispatch.skew, "how unequal experts are liked: 0 = equally, 1 = e-fold is usual")
       ->check(CLI::Range(0.0, 10.0));
   auto* only = command->add_option("--only", dispatch.only, "one dispatcher, e.g. shared");
-  command->add_flag("--bf16", dispatch.bf16, "rows between hosts as bf16 (moe.dispatch.payload)");
+  command
+      ->add_option_function<std::string>(
+          "--payload", [options](const std::string& name) { options->dispatch.payload = payload_of(name); },
+          "rows between hosts (moe.dispatch.payload)")
+      ->check(CLI::IsMember({"same", "bf16", "fp8"}));
   command
       ->add_option("--exchanges", options->exchanges,
                    "make so many exchanges by --only and print nothing: for counting bytes on links")

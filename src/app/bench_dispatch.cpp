@@ -27,8 +27,6 @@ using moe::DispatchType;
 constexpr std::array kTypes = {DispatchType::kAllToAll, DispatchType::kShared, DispatchType::kHierarchical,
                                DispatchType::kAllGather};
 constexpr double kCloseness = 1e-6;
-// Of sums of up to a hundred numbers below 1/2, each rounded twice to 8 bits.
-constexpr double kRounded = 0.5;
 
 bool is_bitwise(DispatchType type) { return type == DispatchType::kAllToAll || type == DispatchType::kShared; }
 
@@ -78,7 +76,7 @@ struct Way {
 moe::DispatchConfig config_of(DispatchType type, const DispatchBenchOptions& options) {
   moe::DispatchConfig config;
   config.type = type;
-  if (options.bf16) config.payload = moe::DispatchPayload::kBf16;
+  config.payload = options.payload;
   return config;
 }
 
@@ -124,8 +122,11 @@ std::unique_ptr<Way> dispatcher_way(const Scene& scene, DispatchType type,
 }
 
 // How far results may be from those of the usual way; 0 = the same bits.
-double closeness(DispatchType type, const DispatchBenchOptions& options) {
-  if (options.bf16) return kRounded;
+double closeness(DispatchType type, const DispatchBenchOptions& options, int64_t top_k) {
+  // Sums of k numbers of at most 1/2, each rounded twice to 8 bits or to 4.
+  const auto sum = 0.5 * static_cast<double>(top_k);
+  if (options.payload == moe::DispatchPayload::kBf16) return sum * 2.1 / 256;
+  if (options.payload == moe::DispatchPayload::kFp8) return sum * 2.1 / 16;
   return is_bitwise(type) ? 0 : kCloseness;
 }
 
@@ -159,7 +160,7 @@ DispatchBench::Result measure_case(const Scene& scene, const DispatchCase& shape
     run_once(scene, *naive, nullptr);
     for (size_t i = 0; i < ways.size(); ++i) {
       run_once(scene, *ways[i], nullptr);
-      check_equal(*naive, *ways[i], closeness(types[i], options));
+      check_equal(*naive, *ways[i], closeness(types[i], options, shape.top_k));
     }
   }
   for (int64_t i = 0; i < options.repeats; ++i) {

@@ -16,9 +16,9 @@ struct DispatchBenchOptions {
   std::vector<int64_t> tokens{512, 4096}, widths{256, 512}, top_k{2, 8};
   int64_t experts = 64;
   int64_t repeats = 9;
-  double skew = 0;    // 0 = all experts alike; else the spread of their popularity (standard deviation of logits)
-  std::string only;   // one dispatcher, by name; empty = all
-  bool bf16 = false;  // rows between hosts as bf16
+  double skew = 0;   // 0 = all experts alike; else the spread of their popularity (standard deviation of logits)
+  std::string only;  // one dispatcher, by name; empty = all
+  moe::DispatchPayload payload = moe::DispatchPayload::kSame;  // of rows between hosts
 };
 
 struct DispatchCase {

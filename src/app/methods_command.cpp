@@ -13,6 +13,7 @@
 #include "core/error.h"
 #include "moe/balance_loss.h"
 #include "moe/capacity.h"
+#include "moe/compression.h"
 #include "moe/router.h"
 #include "train/run_config.h"
 
@@ -33,7 +34,8 @@ struct Kind {
 
 std::vector<Kind> kinds() {
   Kind routers{"Routers", "moe.router.type"}, losses{"Balancing losses", "moe.balance.losses[].type", false},
-      policies{"Who is admitted to a full expert", "moe.capacity.policy"};
+      policies{"Who is admitted to a full expert", "moe.capacity.policy"},
+      compressions{"Rows that travel as one", "moe.dispatch.compression.type"};
   for (const auto& row : moe::Router::table())
     routers.methods.push_back({row.info, fmt::format("moe.router.{}", row.info.type)});
   for (const auto& row : moe::AuxiliaryLoss::table()) {
@@ -44,7 +46,9 @@ std::vector<Kind> kinds() {
   }
   for (const auto& row : moe::Admission::table())
     policies.methods.push_back({row.info, fmt::format("moe.capacity.{}", row.info.type)});
-  return {routers, losses, policies};
+  for (const auto& row : moe::Compressor::table())
+    compressions.methods.push_back({row.info, "moe.dispatch.compression"});
+  return {routers, losses, policies, compressions};
 }
 
 std::string_view meaning_of(moe::Causality causality) {
@@ -137,7 +141,7 @@ std::string method_text(std::string_view name) {
 }
 
 void add_methods_command(CLI::App& app, std::function<int()>& run) {
-  auto* command = app.add_subcommand("methods", "routers, balancing losses and capacity policies");
+  auto* command = app.add_subcommand("methods", "routers, balancing losses, capacity policies and compressions");
   command->require_subcommand(1);
   command->footer("Example: conclave methods show expert_choice");
   auto* list = command->add_subcommand("list", "all of them, one line each");

@@ -22,6 +22,7 @@ enum class Purpose : uint32_t {
   kHashTable = 12,
   kRouterSample = 13,
   kExpertDropout = 14,
+  kRowHash = 15,
 };
 
 // One block of Philox4x32-10: four words from a 128-bit counter and a 64-bit key.

@@ -108,7 +108,9 @@ int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, const Me
       layer.moe ? layer.most_picks * h * plan.etp * (plan.sources() - 1) / (plan.sources() * tp) : 0;
   // A segment's merged weights and their gradients.
   const int64_t merged = layer.merges() ? 2 * swiglu(shape, layer.expert_width) / layer.merge_segment : 0;
-  return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + kept_rows(layer) * h + merged;
+  // Means and what experts make of them, at worst of each row.
+  const int64_t buckets = layer.compressed ? (norms_again ? 1 : 2) * layer.most_picks * h / tp : 0;
+  return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + kept_rows(layer) * h + merged + buckets;
 }
 
 int64_t saved_numbers(const ModelShape& shape, const MemoryPlan& plan) {
@@ -246,8 +248,10 @@ RankBytes rank_bytes(const ModelShape& shape, const MemoryPlan& plan) {
   bytes.activations = std::min(plan.in_flight, plan.micro_batches / plan.dp) * kFloatBytes * plan.micro_batch_tokens *
                       (saved_numbers(shape, plan) +
                        2 * shape.hidden / (plan.sequence_parallel ? plan.tp : 1));  // final norm: input and output
-  bytes.received =
-      bytes_under_way(plan.dp, replicated, 1) + bytes_under_way(plan.expert_copies(), local_experts, travelling(plan));
+  // As bf16 what goes out and what arrives are half as large each, and what arrived is made floats again.
+  bytes.received = (plan.gradient_payload == parallel::GradientPayload::kBf16 ? 2 : 1) *
+                   (bytes_under_way(plan.dp, replicated, 1) +
+                    bytes_under_way(plan.expert_copies(), local_experts, travelling(plan)));
   return bytes;
 }
 

@@ -79,6 +79,7 @@ struct MemoryPlan {
   Recompute recompute = Recompute::kNone;
   int64_t zero = 0;       // 1: moments are sharded over the ranks that hold the same parameters
   int64_t in_flight = 1;  // micro-batches that an executor runs against each other
+  parallel::GradientPayload gradient_payload = parallel::GradientPayload::kSame;
 
   int64_t sources() const { return ep * etp; }                   // ranks that send tokens to a rank's experts
   int64_t expert_copies() const { return dp * tp / sources(); }  // edp

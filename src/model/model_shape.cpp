@@ -79,7 +79,8 @@ LayerShape moe_layer(const ModelConfig& model, const moe::MoeConfig& moe, int64_
                    .expert_width = width / moe.granularity,
                    .fallback_width = moe.fallback ? moe.fallback->hidden_size : 0,
                    .shared_gate = moe.shared_gate,
-                   .branch_gate = moe.branch_gate == "softmax"};
+                   .branch_gate = moe.branch_gate == "softmax",
+                   .compressed = moe.dispatch.compression.has_value()};
   set_widths(moe, layer);
   layer.most_picks = moe.top_k.most() * moe.granularity;
   if (layer.top_k < 1 || moe.top_k.most() * moe.granularity > layer.num_experts)

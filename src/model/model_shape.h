@@ -33,6 +33,7 @@ struct LayerShape {
   int64_t merge_segment = 0;    // tokens that share merged weights of all experts (Lory); 0 = tokens choose experts
   bool branch_gate = false;     // PR-MoE: two numbers for each token weigh experts and dense FFN
   bool residual_dense = false;  // Arctic: a dense FFN of ffn_width beside the experts, which read the block input
+  bool compressed = false;      // rows travel as means of similar ones (moe.dispatch.compression)
 
   bool merges() const { return merge_segment > 0; }
   // Parameters [D] among what is added at home.

@@ -32,6 +32,7 @@ RoutingTotals::RoutingTotals(const Transformer& model) {
     totals.losses.assign(model.balancer().losses().size(), 0.0);
     if (model.router(static_cast<int>(layers_.size())).reads_outputs())
       totals.outputs_ED.assign(E * model.shape().hidden, 0);
+    if (layer.compressed) totals.sent = 0;
     layers_.push_back(std::move(totals));
   }
 }
@@ -40,6 +41,7 @@ void RoutingTotals::add(const Transformer& model, nn::Frame& frame) {
   std::vector<const moe::Decision*> decisions;
   add(model, model.loss_view(frame, decisions));
   for (size_t l = 0; l < layers_.size(); ++l) {
+    if (const auto sent = model.rows_sent(frame, static_cast<int>(l))) *layers_[l].sent += *sent;
     const moe::OutputSums* own = model.outputs(frame, static_cast<int>(l));
     if (own == nullptr) continue;
     const size_t first = model.mesh().ep().rank() * own->size();
@@ -94,9 +96,11 @@ void RoutingTotals::reduce(const comm::Group& dp) {
   }
 }
 
-void RoutingTotals::reduce_outputs(const comm::Group& world) {
-  for (auto& layer : layers_)
+void RoutingTotals::reduce_own(const comm::Group& world) {
+  for (auto& layer : layers_) {
     if (!layer.outputs_ED.empty()) world.all_reduce(std::span<int64_t>(layer.outputs_ED));
+    if (layer.sent) world.all_reduce(std::span<int64_t>(&*layer.sent, 1));
+  }
 }
 
 void RoutingTotals::end_step(Transformer& model) const {

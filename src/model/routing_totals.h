@@ -20,8 +20,9 @@ class RoutingTotals {
   // Sums over the data-parallel group; collective. Integers are exact; doubles are added over all micro-batches in one
   // tree, so that dp does not change a bit of them. Every rank has added equally many.
   void reduce(const comm::Group& dp);
-  // Sums what experts gave, of which every rank has counted its own: over all ranks, collective. Exact in any layout.
-  void reduce_outputs(const comm::Group& world);
+  // Sums what every rank has counted of its own, what experts gave and rows that were sent: over all ranks, collective.
+  // Exact in any layout.
+  void reduce_own(const comm::Group& world);
   const std::vector<moe::StepTotals>& layers() const { return layers_; }
   // Moves biases and what else methods carry on, once per optimizer step after reduce().
   void end_step(Transformer& model) const;

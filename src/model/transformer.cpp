@@ -19,7 +19,9 @@ Transformer::Transformer(const TransformerConfig& config, const parallel::Mesh& 
   std::vector<int64_t> experts;  // of each MoE layer
   for (size_t l = 0; l < shape_.layers.size(); ++l) {
     if (!shape_.layers[l].moe) continue;
-    needs.top_k = std::max(needs.top_k, config.moe.top_k.most() * config.moe.granularity);
+    // A row that stands for several tokens has one expert.
+    if (!shape_.layers[l].compressed)
+      needs.top_k = std::max(needs.top_k, config.moe.top_k.most() * config.moe.granularity);
     moe_layers_.push_back(static_cast<int>(l));
     experts.push_back(shape_.layers[l].num_experts);
   }
@@ -68,6 +70,12 @@ const moe::DeviceDecision& Transformer::device_decision(nn::Frame& frame, int mo
 const moe::OutputSums* Transformer::outputs(nn::Frame& frame, int moe_layer) const {
   const auto& slot = outputs_[moe_layer];
   return slot && frame.training() ? &frame.object_as<moe::OutputSums>(*slot) : nullptr;
+}
+
+std::optional<int64_t> Transformer::rows_sent(nn::Frame& frame, int moe_layer) const {
+  const auto& slot = bucket_decisions_[moe_layer];
+  if (!slot || !frame.training()) return std::nullopt;
+  return frame.object_as<moe::Decision>(*slot).routing.pairs();
 }
 
 moe::LossView Transformer::loss_view(nn::Frame& frame, std::vector<const moe::Decision*>& storage) const {

@@ -81,6 +81,8 @@ class Transformer {
   // Sums of what this rank's experts gave in a frame whose forward has run; null in an evaluation, and where
   // nobody wants them.
   const moe::OutputSums* outputs(nn::Frame& frame, int moe_layer) const;
+  // Rows that this rank has sent in a frame of training whose forward has run, where similar ones travel as one.
+  std::optional<int64_t> rows_sent(nn::Frame& frame, int moe_layer) const;
   // All decisions of a frame, as losses see them; `storage` keeps what the view points to.
   moe::LossView loss_view(nn::Frame& frame, std::vector<const moe::Decision*>& storage) const;
 
@@ -114,6 +116,8 @@ class Transformer {
   std::unique_ptr<moe::DeviceState> device_state_;  // null on the host path
   std::vector<nn::Slot> decisions_;
   std::vector<std::optional<nn::Slot>> outputs_;  // of the MoE layers: object OutputSums
+  std::vector<std::optional<nn::Slot>>
+      bucket_decisions_;  // of the MoE layers: object Decision, where rows are compressed
   nn::ParameterId head_ = 0;
   double logit_scale_ = 1;
   nn::Slot hidden_ = 0;

@@ -68,6 +68,9 @@ class TransformerBuilder {
   RoutedSlots moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
   RoutedSlots merged_branch(const Name& name, const LayerShape& layer, nn::Slot input);
   RoutedSlots device_moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
+  // Dispatch, experts and combine of what lies in `slots`.
+  void exchanged(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& slots);
+  void compressed_exchange(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& whole);
   void chunked_exchange(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& whole);
   bool resends() const;
   std::vector<moe::ExpertWeights> expert_weights(const Name& name, const LayerShape& layer);

@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "model/transformer_builder.h"
 #include "moe/chunk_stages.h"
+#include "moe/compression_stages.h"
 #include "moe/device_exchange_stages.h"
 #include "moe/dispatch_stages.h"
 #include "moe/fallback_stage.h"
@@ -228,14 +229,47 @@ TransformerBuilder::RoutedSlots TransformerBuilder::moe_branch(const Name& name,
   if (m_.routers_.back()->reads_outputs()) slots.outputs = slot("outputs");
   m_.outputs_.push_back(slots.outputs);
   const moe::Experts experts(m_.parameters_, expert_weights(name, layer), dropout);
+  m_.bucket_decisions_.emplace_back();
+  if (layer.compressed) {
+    compressed_exchange(name, experts, slots);
+  } else {
+    exchanged(name, experts, slots);
+  }
+  return {slots.output, of_route};
+}
+
+void TransformerBuilder::exchanged(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& slots) {
   if (config_.chunks > 1) {
     chunked_exchange(name, experts, slots);
-    return {slots.output, of_route};
+    return;
   }
   stage<moe::Dispatch>(name("moe.dispatch"), *m_.dispatcher_, slots, resends());
   stage<moe::ExpertStage>(name("moe.experts"), experts, slots);
   stage<moe::Combine>(name("moe.combine"), *m_.dispatcher_, slots);
-  return {slots.output, of_route};
+}
+
+void TransformerBuilder::compressed_exchange(const Name& name, const moe::Experts& experts,
+                                             const moe::ExchangeSlots& whole) {
+  const auto slot = [&](const char* what) { return m_.slots_.add(name(std::string("moe.buckets.") + what)); };
+  const moe::CompressionSlots slots{.input = whole.input,
+                                    .weights = whole.weights,
+                                    .decision = whole.decision,
+                                    .buckets = slot("pairs"),
+                                    .means = slot("means"),
+                                    .ones = slot("ones"),
+                                    .bucket_decision = slot("decision"),
+                                    .results = slot("results"),
+                                    .output = whole.output};
+  check(!whole.tokens && !whole.outputs, "rows of several tokens have no token's id and are no token's output");
+  m_.bucket_decisions_.back() = slots.bucket_decision;
+  const moe::CompressionSite site{
+      .seed = config_.seed, .layer = static_cast<int>(m_.routers_.size()) - 1, .width = shape_.hidden};
+  stage<moe::Compress>(name("moe.compress"), moe::Compressor::make(*config_.moe.dispatch.compression, site), slots);
+  moe::ExchangeSlots inner = whole;
+  inner.input = slots.means, inner.weights = slots.ones, inner.decision = slots.bucket_decision;
+  inner.output = slots.results;
+  exchanged(name, experts, inner);
+  stage<moe::Expand>(name("moe.expand"), slots);
 }
 
 TransformerBuilder::RoutedSlots TransformerBuilder::merged_branch(const Name& name, const LayerShape& layer,
@@ -267,7 +301,8 @@ TransformerBuilder::RoutedSlots TransformerBuilder::device_moe_branch(const Name
   check(config_.choices == nullptr, "nobody sees or replaces the choices of the device path");
   const auto slot = [&](const char* what) { return m_.slots_.add(name(std::string("moe.") + what)); };
   const Slot weights = slot("weights"), decision = m_.decisions_[m_.routers_.size()];
-  m_.outputs_.push_back({});
+  m_.outputs_.emplace_back();
+  m_.bucket_decisions_.emplace_back();
   route(name, layer, {.input = input, .weights = weights, .decision = decision, .all_decisions = m_.decisions_});
   const auto experts = expert_weights(name, layer);
   const comm::Group& ep = m_.mesh_.ep();

@@ -20,8 +20,6 @@ namespace {
 // Below this `auto` does not count on shared memory: containers have 64 MiB unless told otherwise.
 constexpr int64_t kLeastRoom = int64_t{256} << 20;
 
-constexpr const char* kNothingToRound = "payload bf16 changes nothing: no row crosses between hosts";
-
 bool on_one_host(const std::vector<int>& hosts) {
   return std::all_of(hosts.begin(), hosts.end(), [&](int host) { return host == hosts[0]; });
 }
@@ -29,8 +27,10 @@ bool on_one_host(const std::vector<int>& hosts) {
 // Whoever is to be told that rounding does nothing here.
 std::string with_payload(std::string reason, const DispatchNeeds& needs, const std::vector<int>& hosts) {
   if (needs.payload == DispatchPayload::kSame) return reason;
-  const std::string note =
-      on_one_host(hosts) && !needs.parts_over_hosts ? kNothingToRound : "rows between hosts as bf16";
+  const std::string_view name = config::enum_name(needs.payload);
+  const std::string note = on_one_host(hosts) && !needs.parts_over_hosts
+                               ? fmt::format("payload {} changes nothing: no row crosses between hosts", name)
+                               : fmt::format("rows between hosts as {}", name);
   return reason.empty() ? note : fmt::format("{}; {}", reason, note);
 }
 
@@ -91,7 +91,10 @@ HostMemory host_memory(const comm::Group& world) {
 double dispatch_cost(DispatchType type, const DispatchPlaces& places, const DispatchNeeds& needs) {
   const auto n = static_cast<double>(places.ranks), H = static_cast<double>(places.hosts);
   const auto k = static_cast<double>(needs.top_k);
-  const double link = needs.payload == DispatchPayload::kBf16 ? kLinkCost / 2 : kLinkCost;
+  const double bytes_share = needs.payload == DispatchPayload::kFp8    ? 0.25
+                             : needs.payload == DispatchPayload::kBf16 ? 0.5
+                                                                       : 1.0;
+  const double link = kLinkCost * bytes_share;
   switch (type) {
     case DispatchType::kShared:
       return k;

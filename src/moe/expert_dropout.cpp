@@ -13,7 +13,8 @@
 namespace conclave::moe {
 namespace {
 
-constexpr int64_t kDigits = 6, kBase = 256;
+constexpr int64_t kDigits = 12, kBase = 16, kNumbers = kDigits + 1;
+constexpr int kLargestE4m3 = 448;
 constexpr int64_t kGrain = 8;  // rows
 constexpr int64_t kWords = 4;  // of one draw
 
@@ -49,27 +50,28 @@ void ExpertDropout::apply(std::span<const Segment> segments, std::span<const int
 }
 
 Tensor token_digits(std::span<const int64_t> tokens_T, const at::TensorOptions& options) {
-  Tensor digits = at::empty({std::ssize(tokens_T), kDigits}, options);
+  Tensor digits = at::empty({std::ssize(tokens_T), kNumbers}, options);
   by_dtype(digits, [&](auto zero) {
     using T = decltype(zero);
     const auto out = elements<T>(digits);
     for (size_t t = 0; t < tokens_T.size(); ++t) {
       int64_t rest = std::max<int64_t>(0, tokens_T[t]);  // padding has none
-      for (int64_t i = 0; i < kDigits; ++i, rest /= kBase) out[t * kDigits + i] = static_cast<T>(rest % kBase);
+      out[t * kNumbers] = kLargestE4m3;
+      for (int64_t i = 1; i <= kDigits; ++i, rest /= kBase) out[t * kNumbers + i] = static_cast<T>(rest % kBase);
       check(rest == 0, "global token ids are below 2^48");
     }
   });
   return digits;
 }
 
-std::vector<int64_t> tokens_of(const Tensor& digits_R6) {
-  std::vector<int64_t> tokens(digits_R6.size(0), 0);
-  by_dtype(digits_R6, [&](auto zero) {
+std::vector<int64_t> tokens_of(const Tensor& digits_R13) {
+  std::vector<int64_t> tokens(digits_R13.size(0), 0);
+  by_dtype(digits_R13, [&](auto zero) {
     using T = decltype(zero);
-    const std::span<const T> digits = elements<T>(digits_R6);
+    const std::span<const T> digits = elements<T>(digits_R13);
     for (size_t r = 0; r < tokens.size(); ++r)
-      for (int64_t i = kDigits - 1; i >= 0; --i)
-        tokens[r] = tokens[r] * kBase + static_cast<int64_t>(digits[r * kDigits + i]);
+      for (int64_t i = kDigits; i > 0; --i)
+        tokens[r] = tokens[r] * kBase + static_cast<int64_t>(digits[r * kNumbers + i]);
   });
   return tokens;
 }

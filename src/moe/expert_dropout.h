@@ -35,8 +35,9 @@ class ExpertDropout {
   DropoutSite site_;
 };
 
-// Global token ids as rows of numbers that every payload of an exchange carries exactly: [T, 6], digits to base 256.
+// Global token ids as rows of numbers that every payload of an exchange carries exactly: [T, 13], digits to base 16
+// after the 448 that makes the scale of an fp8 row 1.
 Tensor token_digits(std::span<const int64_t> tokens_T, const at::TensorOptions& options);
-std::vector<int64_t> tokens_of(const Tensor& digits_R6);
+std::vector<int64_t> tokens_of(const Tensor& digits_R13);
 
 }  // namespace conclave::moe

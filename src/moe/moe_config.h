@@ -20,6 +20,7 @@ enum class DispatchType { kAuto, kLocal, kAllToAll, kShared, kHierarchical, kAll
 enum class BackwardRows { kKeep, kResend };
 // The number format of rows that cross between hosts.
 enum class DispatchPayload { kSame, kBf16, kFp8 };
+enum class CompressionType { kLsh };
 
 // A stretch of steps with so many experts for each token; the last one has no end.
 struct TopKPhase {
@@ -182,18 +183,35 @@ struct ExpertsConfig {
   }
 };
 
+// Similar rows of one expert travel as one, in training.
+struct CompressionConfig {
+  CompressionType type = CompressionType::kLsh;
+  int64_t hashes = 6;
+  std::optional<int64_t> dimensions = {};
+  void fields(auto&& field) {
+    field("type", type, "lsh = the mean of the rows that locality-sensitive hashes do not tell apart (LSH-MoE)");
+    field("hashes", hashes, "hashes that rows must have in common to travel as one; more = finer",
+          config::Rule{.min = 1, .max = 64});
+    field("dimensions", dimensions,
+          "directions of a random rotation among which each hash takes a row's nearest; fewer = coarser; null = all",
+          config::Rule{.min = 1, .max = 1 << 16});
+  }
+};
+
 struct DispatchConfig {
   DispatchType type = DispatchType::kAuto;
   BackwardRows backward_rows = BackwardRows::kKeep;
   DispatchPayload payload = DispatchPayload::kSame;
+  std::optional<CompressionConfig> compression = {};
 
   void fields(auto&& field) {
     field("type", type,
           "token exchange over parallel.ep, see docs/parallel.md; auto = by ranks, hosts and experts per token");
     field("backward_rows", backward_rows, "keep the rows received for backward");
     field("payload", payload,
-          "number format of rows between hosts: same = as they are; bf16 = half the bytes, rounded; see "
-          "docs/parallel.md");
+          "number format of rows between hosts: same = as they are; bf16 = half the bytes, fp8 = a quarter, rounded; "
+          "see docs/parallel.md");
+    field("compression", compression, "rows that travel as the mean of similar ones in training; null = each row");
   }
 };
 
@@ -322,6 +340,11 @@ template <>
 struct EnumNames<moe::BackwardRows> {
   static constexpr std::array<std::pair<std::string_view, moe::BackwardRows>, 2> kNames{
       {{"keep", moe::BackwardRows::kKeep}, {"resend", moe::BackwardRows::kResend}}};
+};
+template <>
+struct EnumNames<moe::CompressionType> {
+  static constexpr std::array<std::pair<std::string_view, moe::CompressionType>, 1> kNames{
+      {{"lsh", moe::CompressionType::kLsh}}};
 };
 template <>
 struct EnumNames<moe::DispatchPayload> {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace conclave::moe {
@@ -11,6 +12,7 @@ struct StepTotals {
   std::vector<int64_t> chosen_E = {}, selected_E = {};  // see RouterStatistics; null experts included
   std::vector<int64_t> dispatched_E = {};
   int64_t top_k = 0, tokens = 0, dropped = 0;
+  std::optional<int64_t> sent = {};     // rows that travelled, where similar ones travel as one
   double entropy = 0, lse_squared = 0;  // sums over tokens
   std::vector<double> losses = {};      // raw value of each auxiliary loss, weighted by targets
   std::vector<double> sums = {};        // of what the router counts for itself

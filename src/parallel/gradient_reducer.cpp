@@ -44,8 +44,11 @@ LeafOrder shares_first(const GradientLayout& layout) {
 
 template <typename T>
 typename TreeReduce<T>::Plan dense_plan(const GradientLayout& layout) {
-  return {
-      .parts = layout.dense, .everywhere = !layout.sharded, .timeline = layout.timeline, .names = layout.dense_names};
+  return {.parts = layout.dense,
+          .everywhere = !layout.sharded,
+          .as_bf16 = layout.as_bf16,
+          .timeline = layout.timeline,
+          .names = layout.dense_names};
 }
 
 template <typename T>
@@ -54,6 +57,7 @@ typename TreeReduce<T>::Plan expert_plan(const GradientLayout& layout, int64_t s
           .everywhere = !layout.sharded,
           .subtrees = static_cast<int>(subtrees),
           .order = std::move(order),
+          .as_bf16 = layout.as_bf16,
           .timeline = layout.timeline,
           .names = layout.expert_names};
 }
@@ -192,6 +196,7 @@ template <typename T>
 std::unique_ptr<GradientReducer<T>> make_gradient_reducer(Reduction reduction, const GradientLayout& layout) {
   check(layout.sources >= 1 && layout.dense.group().size() * layout.tp == layout.expert.group().size() * layout.sources,
         "dp * tp = edp * sources");
+  check(!layout.as_bf16 || reduction == Reduction::kFast, "what is rounded for each rank depends on their number");
   if (reduction == Reduction::kCanonical) return std::make_unique<CanonicalReducer<T>>(layout);
   return std::make_unique<FastReducer<T>>(layout);
 }

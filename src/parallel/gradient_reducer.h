@@ -34,6 +34,7 @@ struct GradientLayout {
   Shards dense{0};
   Shards expert{0};
   bool sharded = false;          // a rank gets the sums of its part only; else all of them
+  bool as_bf16 = false;          // each rank's gradients are rounded once before they are summed; `fast` only
   int64_t tp = 1;                // ranks that share a micro-batch's tokens; number of a source: dp rank * tp + tp rank
   int64_t sources = 1;           // per rank; number of its source s: edp rank * sources + s
   Timeline* timeline = nullptr;  // outlives the reducer

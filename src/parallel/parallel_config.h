@@ -7,6 +7,8 @@
 namespace conclave::parallel {
 
 enum class Reduction { kCanonical, kFast };
+// The number format of gradients on their way to the rank that sums them.
+enum class GradientPayload { kSame, kBf16 };
 enum class ExecutorType { kSequential, kChunked, kInterleaved };
 
 struct ParallelConfig {
@@ -21,6 +23,7 @@ struct ParallelConfig {
   bool overlap_param_gather = true;
   bool sequence_parallel = true;
   Reduction reduction = Reduction::kFast;
+  GradientPayload gradient_payload = GradientPayload::kSame;
   ExecutorType executor = ExecutorType::kSequential;
   int64_t chunks = 4;
   int64_t micro_batches_in_flight = 2;
@@ -43,6 +46,9 @@ struct ParallelConfig {
     field("sequence_parallel", sequence_parallel, "with tp > 1: norms and routing on token shards");
     field("reduction", reduction,
           "canonical = bitwise independent of dp and ep; fast = micro-batches one after another, then ranks on a tree");
+    field("gradient_payload", gradient_payload,
+          "number format of gradients between the ranks that sum them: same, or bf16 = half the bytes, each rank's "
+          "rounded once and summed in fp32; with reduction fast");
     field("executor", executor, "how the stages of a step are ordered");
     field("chunks", chunks, "token chunks of the chunked executor", config::kRanks);
     field("micro_batches_in_flight", micro_batches_in_flight,
@@ -58,6 +64,11 @@ template <>
 struct EnumNames<parallel::Reduction> {
   static constexpr std::array<std::pair<std::string_view, parallel::Reduction>, 2> kNames{
       {{"canonical", parallel::Reduction::kCanonical}, {"fast", parallel::Reduction::kFast}}};
+};
+template <>
+struct EnumNames<parallel::GradientPayload> {
+  static constexpr std::array<std::pair<std::string_view, parallel::GradientPayload>, 2> kNames{
+      {{"same", parallel::GradientPayload::kSame}, {"bf16", parallel::GradientPayload::kBf16}}};
 };
 template <>
 struct EnumNames<parallel::ExecutorType> {

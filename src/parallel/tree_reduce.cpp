@@ -5,6 +5,7 @@
 #include <bit>
 #include <utility>
 
+#include "core/bf16.h"
 #include "core/error.h"
 
 namespace conclave::parallel {
@@ -187,22 +188,57 @@ void TreeReduce<T>::start(size_t bucket, std::span<const std::span<T>> subtrees)
 template <typename T>
 void TreeReduce<T>::exchange(size_t bucket, std::span<T* const> travelling, std::span<T> whole) {
   while (exchanges_.size() >= received_.size()) finish_exchange();
-  const auto& cuts = plan_.parts.buckets()[bucket];
+  const int ranks = plan_.parts.group().size();
+  const int64_t own = plan_.parts.own(bucket).count, subtrees = std::ssize(travelling);
+  Exchange& started = exchanges_.emplace_back(Exchange{.bucket = bucket, .whole = whole, .began = now()});
+  T* const to = received_[next_received_++ % received_.size()].span().data();
+  started.received.resize(subtrees * ranks);
+  for (int64_t s = 0; s < subtrees; ++s)
+    for (int r = 0; r < ranks; ++r) started.received[r * subtrees + s] = to + (s * ranks + r) * own;
+  if (plan_.as_bf16) return send_as_bf16(started, travelling);
+  send<T>(started, travelling, to);
+}
+
+// The parts of a travelling buffer lie in the order of the ranks, and so go out from where they are.
+template <typename T>
+template <typename N>
+void TreeReduce<T>::send(Exchange& exchange, std::span<N* const> travelling, N* to) {
+  const auto& cuts = plan_.parts.buckets()[exchange.bucket];
   const comm::Group& group = plan_.parts.group();
-  const int64_t own = plan_.parts.own(bucket).count;
+  const int64_t own = plan_.parts.own(exchange.bucket).count;
   const std::vector<int64_t> receive_counts(group.size(), own);
   std::vector<int64_t> send_counts;
   for (int r = 0; r < group.size(); ++r) send_counts.push_back(cuts[r + 1] - cuts[r]);
-  Exchange& started = exchanges_.emplace_back(Exchange{.bucket = bucket, .whole = whole, .began = now()});
-  T* to = received_[next_received_++ % received_.size()].span().data();
-  started.received.resize(travelling.size() * group.size());
-  for (size_t s = 0; s < travelling.size(); ++s) {
-    // The parts lie in the order of the ranks, and so go out from where they are.
-    started.works.push_back(group.start_all_to_all_v(
-        std::span<const T>(travelling[s], cuts.back() - cuts.front()), std::span<const int64_t>(send_counts),
-        std::span<T>(to, group.size() * own), std::span<const int64_t>(receive_counts)));
-    for (int r = 0; r < group.size(); ++r, to += own) started.received[r * travelling.size() + s] = to;
+  for (N* const from : travelling) {
+    exchange.works.push_back(group.start_all_to_all_v(
+        std::span<const N>(from, cuts.back() - cuts.front()), std::span<const int64_t>(send_counts),
+        std::span<N>(to, group.size() * own), std::span<const int64_t>(receive_counts)));
+    to += group.size() * own;
   }
+}
+
+template <typename T>
+void TreeReduce<T>::send_as_bf16(Exchange& exchange, std::span<T* const> travelling) {
+  const auto& cuts = plan_.parts.buckets()[exchange.bucket];
+  const int64_t elements = cuts.back() - cuts.front();
+  exchange.sent.resize(std::ssize(travelling) * elements);
+  exchange.arrived.resize(std::ssize(exchange.received) * plan_.parts.own(exchange.bucket).count);
+  std::vector<uint16_t*> rounded;
+  for (T* const from : travelling) {
+    uint16_t* const part = rounded.emplace_back(exchange.sent.data() + std::ssize(rounded) * elements);
+    for_pieces(elements, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) part[i] = to_bf16(static_cast<float>(from[i]));
+    });
+  }
+  send<uint16_t>(exchange, rounded, exchange.arrived.data());
+}
+
+template <typename T>
+void TreeReduce<T>::widen(const Exchange& exchange) const {
+  T* const to = exchange.received[0];  // the first leaf is where all of them begin
+  for_pieces(std::ssize(exchange.arrived), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) to[i] = from_bf16(exchange.arrived[i]);
+  });
 }
 
 template <typename T>
@@ -211,6 +247,7 @@ void TreeReduce<T>::finish_exchange() {
   exchanges_.pop_front();
   for (comm::Work& work : done.works) work.finish();
   record(done.bucket, "gradients out", done.began);
+  if (plan_.as_bf16) widen(done);
   const OwnedRange& own = plan_.parts.own(done.bucket);
   const std::vector<T*> leaves = ordered(done.received);
   T* const to = done.whole.data() + own.begin;

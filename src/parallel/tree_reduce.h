@@ -89,6 +89,9 @@ class TreeReduce {
     bool everywhere = true;  // every rank wants all sums; else its part
     int subtrees = 1;        // of a rank
     LeafOrder order = {};
+    // What ranks bring travels as bf16, that of the summing rank rounded alike, so that the sums do not depend on who
+    // makes them; they are made in T (MegaScale-MoE, arXiv 2505.11432: one rounding for each rank, none on the way).
+    bool as_bf16 = false;
     Timeline* timeline = nullptr;         // outlives the sum; buckets show on its track of exchanges
     std::vector<std::string> names = {};  // of the buckets, for the timeline
   };
@@ -107,7 +110,8 @@ class TreeReduce {
     size_t bucket;
     std::span<T> whole;  // subtrees[0]
     int64_t began = 0;
-    std::vector<T*> received = {};  // leaves, rank by rank, each with its subtrees
+    std::vector<T*> received = {};                  // leaves, rank by rank, each with its subtrees
+    std::vector<uint16_t> sent = {}, arrived = {};  // as bf16
     std::vector<comm::Work> works = {};
   };
   struct Gather {
@@ -117,6 +121,11 @@ class TreeReduce {
   };
 
   void exchange(size_t bucket, std::span<T* const> travelling, std::span<T> whole);
+  // Starts to bring the bucket's elements of each travelling buffer to their owners; this rank's arrive at `to`.
+  template <typename N>
+  void send(Exchange& exchange, std::span<N* const> travelling, N* to);
+  void send_as_bf16(Exchange& exchange, std::span<T* const> travelling);
+  void widen(const Exchange& exchange) const;
   void finish_exchange();
   std::vector<T*> ordered(const std::vector<T*>& leaves) const;
   int64_t now() const { return plan_.timeline != nullptr && plan_.timeline->on() ? plan_.timeline->now() : 0; }

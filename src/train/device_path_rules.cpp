@@ -55,6 +55,7 @@ void find_methods(const RunConfig& config, Obstacles& found) {
         {"moe.dispatch.type", fmt::format("dispatch {}", config::enum_name(dispatch.type)), "use auto or alltoall"});
   if (dispatch.payload != moe::DispatchPayload::kSame)
     found.push_back({"moe.dispatch.payload", "rows that travel in another type", "use same"});
+  if (dispatch.compression) found.push_back({"moe.dispatch.compression", "rows that travel as one", "set null"});
 }
 
 void find_layout(const RunConfig& config, Obstacles& found) {
@@ -65,6 +66,8 @@ void find_layout(const RunConfig& config, Obstacles& found) {
                        fmt::format("set {}: 1 and spread experts (ep) or the batch (dp)", name)});
   if (mesh.reduction != parallel::Reduction::kFast)
     found.push_back({"parallel.reduction", "reduction: canonical, whose bits are those of the CPU path,", "use fast"});
+  if (mesh.gradient_payload != parallel::GradientPayload::kSame)
+    found.push_back({"parallel.gradient_payload", "gradients that travel in another type", "use same"});
   if (mesh.executor != parallel::ExecutorType::kSequential)
     found.push_back({"parallel.executor", "executors that hide exchanges", "use sequential"});
 }

@@ -121,6 +121,16 @@ void check_tensor_axis(const RunConfig& config, Rules& rules) {
                 fmt::format("a vocabulary of {} leaves ranks of tp {} without a token", model.vocab_size, tp));
 }
 
+void check_gradients(const RunConfig& config, Rules& rules) {
+  const bool rounds = config.parallel.gradient_payload != parallel::GradientPayload::kSame;
+  rules.require(!rounds || config.parallel.reduction == parallel::Reduction::kFast,
+                {"parallel.gradient_payload", "parallel.reduction"},
+                "rounds what each rank brings, so the sums depend on dp, and reduction canonical promises that they do "
+                "not; use gradient_payload same, or reduction fast");
+  rules.warn_if(rounds && world_size(config) == 1, {"parallel.gradient_payload"},
+                "has no effect: one rank sends no gradients");
+}
+
 void check_batch(const RunConfig& config, Rules& rules) {
   const TrainConfig& train = config.train;
   const int64_t dp = *config.parallel.dp;
@@ -192,6 +202,7 @@ void check_layout(const RunConfig& config, Rules& rules) {
   check_even_widths(config, rules);
   check_payload(config, rules);
   check_tensor_axis(config, rules);
+  check_gradients(config, rules);
   check_batch(config, rules);
   check_executor(config, rules);
 }

@@ -15,7 +15,8 @@ model::MemoryPlan memory_plan(const RunConfig& config) {
           .reduction = mesh.reduction,
           .recompute = config.memory.recompute,
           .zero = mesh.zero,
-          .in_flight = mesh.executor == parallel::ExecutorType::kInterleaved ? mesh.micro_batches_in_flight : 1};
+          .in_flight = mesh.executor == parallel::ExecutorType::kInterleaved ? mesh.micro_batches_in_flight : 1,
+          .gradient_payload = mesh.gradient_payload};
 }
 
 }  // namespace conclave::train

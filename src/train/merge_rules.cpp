@@ -21,6 +21,7 @@ void check_choices(const RunConfig& config, Rules& rules) {
                 "experts that are merged have one width: give one number");
   rules.require(moe.router.routed_scaling_factor == 1, {"moe.router.routed_scaling_factor", type},
                 "shares of a merge add up to one; remove this");
+  rules.require(!moe.dispatch.compression, {"moe.dispatch.compression", type}, "merged experts are sent no rows");
   rules.require(moe.router.share == "layer", {"moe.router.share", type}, "each layer merges by its own router");
   rules.require(!moe.router.context && moe.router.jitter == 0, {"moe.router.context", "moe.router.jitter", type},
                 "the mean of a segment is taken as it is; remove this");

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rules about routing and balancing methods: which keys belong to which, and what goes together. What a method says of
 // itself (its causality) comes from its table row.
+#include <bit>
+
 #include "config/fields.h"
 #include "moe/balance_loss.h"
 #include "moe/capacity.h"
+#include "moe/compression.h"
 #include "train/config_rules.h"
 
 namespace conclave::train {
@@ -303,6 +306,24 @@ void check_policy(const RunConfig& config, Rules& rules) {
   check_spill(config, rules);
 }
 
+void check_compression(const RunConfig& config, Rules& rules) {
+  if (!config.moe.dispatch.compression || !config.moe.enabled) return;
+  const moe::CompressionConfig& own = *config.moe.dispatch.compression;
+  const moe::MethodInfo& used = moe::Compressor::row(own.type).info;
+  rules.warn_if(used.causality == moe::Causality::kLeaky, {"moe.dispatch.compression"},
+                fmt::format("in training a token's result depends on later tokens too (class C3), so training losses "
+                            "are optimistic; an evaluation sends {}",
+                            used.evaluation));
+  const auto directions = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(config.model.hidden_size)));
+  rules.require(
+      own.dimensions.value_or(1) <= directions, {"moe.dispatch.compression.dimensions", "model.hidden_size"},
+      fmt::format("a rotation of rows of {} numbers has {} directions", config.model.hidden_size, directions));
+  rules.require(config.moe.experts.dropout == 0, {"moe.dispatch.compression", "moe.experts.dropout"},
+                "a row of several tokens has no token to draw dropout by; set moe.experts.dropout 0, or this null");
+  rules.require(config.moe.router.type != "default_moe", {"moe.dispatch.compression", "moe.router.type"},
+                "router default_moe keeps means of what experts give single tokens; use another, or set this null");
+}
+
 }  // namespace
 
 void check_methods(const RunConfig& config, Rules& rules) {
@@ -315,6 +336,7 @@ void check_methods(const RunConfig& config, Rules& rules) {
   check_losses(config, rules);
   check_policy(config, rules);
   check_merges(config, rules);
+  check_compression(config, rules);
 }
 
 }  // namespace conclave::train

@@ -25,6 +25,7 @@ LayerHealth health(const moe::StepTotals& t) {
       dispatched > 0 ? static_cast<double>(busiest * t.dispatched_E.size()) / static_cast<double>(dispatched) : 0;
   h.dropped =
       dispatched + t.dropped > 0 ? static_cast<double>(t.dropped) / static_cast<double>(dispatched + t.dropped) : 0;
+  if (t.sent) h.sent = dispatched > 0 ? static_cast<double>(*t.sent) / static_cast<double>(dispatched) : 0;
   return h;
 }
 
@@ -146,16 +147,18 @@ std::string Metrics::line(int64_t step, const StepReport& report, const Unusual&
                       report.grad_norm, z.norm, report.lr, short_count(rate), short_count(rate / target_.ranks),
                       per_step, line_seconds_ > 0 ? 100 * line_data_ / line_seconds_ : 0.0);
   if (!report.layers.empty()) {
-    double worst = 0, dropped = 0;
+    double worst = 0, dropped = 0, rows = 0;
     int64_t dead = 0, experts = 0;
     for (const auto& layer : report.layers) {
       const auto h = health(layer);
       worst = std::max(worst, h.max_over_mean);
       dropped += h.dropped / static_cast<double>(report.layers.size());
       dead += h.dead;
+      rows += h.sent.value_or(1) / static_cast<double>(report.layers.size());
       experts += static_cast<int64_t>(layer.dispatched_E.size());
     }
     text += fmt::format(" | moe imb {:.2f} drop {:.2f}% dead {}/{}", worst, 100 * dropped, dead, experts);
+    if (report.layers[0].sent) text += fmt::format(" sent {:.1f}%", 100 * rows);
   }
   return text + fmt::format(" | {} tok eta {}", short_count(all_tokens), short_time((steps - step) * per_step));
 }
@@ -189,6 +192,7 @@ Json Metrics::record(int64_t step, const StepReport& report, const StepTimes& ti
     if (config_.moe.router.type == "relu" || config_.moe.router.type == "hash") entry["entropy"] = entry["z"] = Json();
     if (config_.moe.router.type == "hierarchical") entry["z"] = Json();  // of two softmaxes there is no one logsumexp
     const int64_t sent = std::accumulate(layer.dispatched_E.begin(), layer.dispatched_E.end(), int64_t{0});
+    if (h.sent) entry["sent"] = *h.sent;
     entry["active"] = layer.tokens > 0 ? static_cast<double>(sent) / static_cast<double>(layer.tokens) : 0.0;
     layers.push_back(entry);
   }

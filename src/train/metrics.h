@@ -15,10 +15,11 @@ namespace conclave::train {
 
 // Routing health of one MoE layer in one step.
 struct LayerHealth {
-  double entropy = 0;        // mean over tokens, nats
-  double max_over_mean = 0;  // load of the busiest expert
-  int64_t dead = 0;          // experts without a token
-  double dropped = 0;        // share of chosen pairs
+  double entropy = 0;               // mean over tokens, nats
+  double max_over_mean = 0;         // load of the busiest expert
+  int64_t dead = 0;                 // experts without a token
+  double dropped = 0;               // share of chosen pairs
+  std::optional<double> sent = {};  // rows that travelled, of those of kept pairs, where similar ones travel as one
 };
 LayerHealth health(const moe::StepTotals& totals);
 

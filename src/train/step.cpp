@@ -26,6 +26,7 @@ parallel::GradientLayout layout_of(const RunConfig& config, const parallel::Mesh
   return {.dense = model::shards_of(buckets, parameters, false, mesh.dp()),
           .expert = model::shards_of(buckets, parameters, true, mesh.edp()),
           .sharded = config.parallel.zero == 1,
+          .as_bf16 = config.parallel.gradient_payload == parallel::GradientPayload::kBf16,
           .tp = mesh.tp().size(),
           .sources = mesh.ep().size() * mesh.etp().size(),
           .dense_names = buckets.names(false),
@@ -270,7 +271,7 @@ StepReport TrainStep::run(int64_t step, std::span<const Batch> batches) {
   if (probe_ != nullptr) probe_->reduced(gradient_sum(false), gradient_sum(true));
   const double norm = settle();
   totals_.reduce(mesh_.dp());
-  totals_.reduce_outputs(mesh_.world());
+  totals_.reduce_own(mesh_.world());
   sum_losses(report);
   const double per_target = report.targets > 0 ? 1.0 / report.targets : 0.0;
   report.grad_norm = (probe_ != nullptr ? probe_->normed(norm) : norm) * per_target;

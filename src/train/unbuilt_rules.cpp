@@ -26,7 +26,6 @@ void check_moe_keys(const RunConfig& config, Rules& rules) {
   rules.unbuilt(moe.router.record.has_value(), "moe.router.record", "recording expert ids");
   rules.unbuilt(moe.router.replay.has_value(), "moe.router.replay", "replaying expert ids");
   rules.one_of("moe.experts.backend", moe.experts.backend, {"auto"});
-  only(rules, "moe.dispatch.payload", moe.dispatch.payload, {moe::DispatchPayload::kSame, moe::DispatchPayload::kBf16});
 }
 
 void check_parallel_keys(const RunConfig& config, Rules& rules) {

@@ -81,14 +81,15 @@ bool fits(DispatchType dispatch, int64_t ep) {
   return dispatch == DispatchType::kAuto || dispatch == DispatchType::kLocal || dispatch == DispatchType::kAllToAll;
 }
 
-// Every exchange that can, with rows between hosts as bf16.
+// Every exchange that can, with rows between hosts in each format that rounds.
 void add_rounded(Layout layout, std::vector<Layout>& layouts) {
   if (layout.ep == 1) return;
   layout.executor = ExecutorType::kSequential;
-  layout.payload = moe::DispatchPayload::kBf16;
-  for (const auto dispatch : {DispatchType::kAllToAll, DispatchType::kHierarchical, DispatchType::kAllGather}) {
-    layout.dispatch = dispatch;
-    layouts.push_back(layout);
+  for (const auto payload : {moe::DispatchPayload::kBf16, moe::DispatchPayload::kFp8}) {
+    for (const auto dispatch : {DispatchType::kAllToAll, DispatchType::kHierarchical, DispatchType::kAllGather}) {
+      layout.payload = payload, layout.dispatch = dispatch;
+      layouts.push_back(layout);
+    }
   }
 }
 
@@ -138,13 +139,13 @@ std::string dispatch_name_of(const Layout& layout) {
       layout.payload == moe::DispatchPayload::kSame ? "" : fmt::format(" {}", config::enum_name(layout.payload)));
 }
 
-Promise promise_of(const Layout& layout) {
+Promise promise_of(const Layout& layout, bool inexact) {
   if (layout.payload != moe::DispatchPayload::kSame) return Promise::kMeasured;
   // Partial sums per host, rank or chunk round differently.
   const bool other_sums = layout.dispatch == DispatchType::kHierarchical ||
                           layout.dispatch == DispatchType::kAllGather || layout.executor == ExecutorType::kChunked;
   const bool bitwise = layout.reduction == Reduction::kCanonical && layout.tp == 1 && !other_sums;
-  return bitwise ? Promise::kBitwise : Promise::kClose;
+  return bitwise ? Promise::kBitwise : inexact ? Promise::kMeasured : Promise::kClose;
 }
 
 train::RunConfig with_layout(const train::RunConfig& config, const Layout& layout) {

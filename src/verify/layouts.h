@@ -19,7 +19,7 @@ struct Layout {
   int64_t zero = 0;
   int64_t tp = 1, etp = 1;
   bool sequence_parallel = true;  // with tp
-  // With bf16 the ep group is taken for one on two hosts, half of its ranks on each.
+  // Other than `same`, the ep group is taken for one on two hosts, half of its ranks on each.
   moe::DispatchPayload payload = moe::DispatchPayload::kSame;
   // As the configuration says where they are absent.
   std::optional<moe::BackwardRows> backward_rows = {};
@@ -40,7 +40,10 @@ enum class Promise {
   kClose,     // one step from equal state: loss, norm and each tensor's gradient within 1e-5, expert ids replayed
   kMeasured,  // the same comparison, of which nothing is promised but that numbers are finite
 };
-Promise promise_of(const Layout& layout);
+// `inexact`: nothing is promised where it is not the same bits. So it is with moe.dispatch.compression, where a row's
+// last bit may choose another bucket and ranks of tp have buckets of their own tokens, and with gradients that travel
+// as bf16, rounded for each rank.
+Promise promise_of(const Layout& layout, bool inexact = false);
 
 // `config` under `layout`. Throws ConfigError where they do not fit.
 train::RunConfig with_layout(const train::RunConfig& config, const Layout& layout);

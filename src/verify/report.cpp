@@ -34,6 +34,19 @@ const char* verdict_of(const Row& row) {
   return !row.judged ? "flipped" : measured(row) ? "measured" : "holds";
 }
 
+// Why rows are measured only.
+std::vector<std::string> unpromised(const std::vector<Row>& rows) {
+  const auto any = [&](bool rounds) {
+    return std::any_of(rows.begin(), rows.end(), [&](const Row& row) {
+      return measured(row) && rounds == (row.layout.payload != moe::DispatchPayload::kSame);
+    });
+  };
+  std::vector<std::string> reasons;
+  if (any(true)) reasons.emplace_back("payloads that round");
+  if (any(false)) reasons.emplace_back("compressed rows, or gradients that are rounded, over other sums");
+  return reasons;
+}
+
 int64_t judged_of(const std::vector<Row>& rows) {
   return std::count_if(rows.begin(), rows.end(),
                        [](const Row& row) { return row.first || (row.judged && !measured(row)); });
@@ -146,8 +159,8 @@ std::string closing(const std::vector<Row>& rows, const VerifyOptions& options) 
                         options.fault == Fault::kNone ? "" : ", as the planted fault should");
   }
   if (only_measured > 0)
-    text += fmt::format("{} layouts with payload bf16 are measured, not judged: nothing is promised of them\n",
-                        only_measured);
+    text += fmt::format("{} layouts are measured, not judged: nothing is promised of {}\n", only_measured,
+                        fmt::join(unpromised(rows), " and of "));
   if (options.fault != Fault::kNone && broken == 0)
     text += "the planted fault was NOT found; it may need more --steps to show\n";
   return text;

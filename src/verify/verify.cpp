@@ -18,6 +18,12 @@ struct Comparison {
   const Layout& layout;
   const VerifyOptions& options;
   const Reference& reference;
+
+  Promise promise() const {
+    const bool compressed = config.moe.dispatch.compression.has_value(),
+               rounds = config.parallel.gradient_payload != parallel::GradientPayload::kSame;
+    return promise_of(layout, compressed || rounds);
+  }
 };
 
 std::string to_text(const std::vector<Measure>& measures) {
@@ -47,7 +53,7 @@ Measure of_flips(const moe::ChoiceReplay& replay, int64_t flips, int64_t compare
 }
 
 Row make_row(const Comparison& c, const std::vector<Measure>& measures) {
-  Row row{.layout = c.layout, .promise = promise_of(c.layout)};
+  Row row{.layout = c.layout, .promise = c.promise()};
   double flips = 0;
   for (const auto& m : measures)
     if (m.quantity == Quantity::kFlips) flips += m.difference;
@@ -75,7 +81,7 @@ Row make_row(const Comparison& c, const std::vector<Measure>& measures) {
 // The body of each rank; the result is whole on every rank.
 Row compare_on(const comm::Group& world, const Comparison& c) {
   at::set_num_threads(c.options.threads);
-  const Promise promise = promise_of(c.layout);
+  const Promise promise = c.promise();
   const bool close = promise != Promise::kBitwise;
   moe::ChoiceReplay replay(c.reference.choices, close && c.options.replay);
   RankRun run(world, {.config = with_layout(c.config, c.layout),

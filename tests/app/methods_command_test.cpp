@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "moe/balance_loss.h"
 #include "moe/capacity.h"
+#include "moe/compression.h"
 #include "moe/router.h"
 
 namespace conclave::app {
@@ -24,6 +25,7 @@ TEST(MethodsCommand, ListsEveryRowOfEveryTable) {
     EXPECT_THAT(list, HasSubstr(std::string("  ") + std::string(row.info.type)));
   for (const auto& row : moe::AuxiliaryLoss::table()) EXPECT_THAT(list, HasSubstr(std::string(row.what)));
   for (const auto& row : moe::Admission::table()) EXPECT_THAT(list, HasSubstr(std::string(row.info.what)));
+  for (const auto& row : moe::Compressor::table()) EXPECT_THAT(list, HasSubstr(std::string(row.info.what)));
 }
 
 TEST(MethodsCommand, EveryMethodSaysWhatItIsAndWhereItComesFrom) {
@@ -37,6 +39,7 @@ TEST(MethodsCommand, EveryMethodSaysWhatItIsAndWhereItComesFrom) {
   for (const auto& row : moe::AuxiliaryLoss::table())
     EXPECT_FALSE(row.source.empty() || row.equation.empty()) << row.what;
   for (const auto& row : moe::Admission::table()) EXPECT_TRUE(complete(row.info)) << row.info.type;
+  for (const auto& row : moe::Compressor::table()) EXPECT_TRUE(complete(row.info)) << row.info.type;
 }
 
 TEST(MethodsCommand, ShowsClassSourceAndKeysOfItsOwn) {
@@ -49,6 +52,9 @@ TEST(MethodsCommand, ShowsClassSourceAndKeysOfItsOwn) {
   EXPECT_THAT(method_text("device"), HasSubstr("    devices "));
   EXPECT_THAT(method_text("device"), Not(HasSubstr("max_devices")));
   EXPECT_THAT(method_text("z"), Not(HasSubstr("devices")));
+  EXPECT_THAT(method_text("lsh"), HasSubstr("C3: depends on later tokens, too"));
+  EXPECT_THAT(method_text("lsh"), HasSubstr("below moe.dispatch.compression:\n    type "));
+  EXPECT_THAT(method_text("lsh"), HasSubstr("    hashes "));
 }
 
 TEST(MethodsCommand, AnUnknownNameIsAnsweredWithThoseThereAre) {

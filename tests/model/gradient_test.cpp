@@ -122,6 +122,11 @@ std::vector<Case> cases() {
          c.moe.expert_hidden_size = std::vector<int64_t>{20, 7, 7, 2};
          c.moe.experts.dropout = 0.4;
        }},
+      {"Lsh",
+       [](TransformerConfig& c) {
+         c.moe.dispatch.compression = {.hashes = 1, .dimensions = 2};
+         c.moe.router.norm_topk_prob = true;
+       }},
       {"DenseFirst",
        [](TransformerConfig& c) {
          c.moe.layers = LayerPattern{1, 1};

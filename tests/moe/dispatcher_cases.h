@@ -128,14 +128,24 @@ inline void expect_exchanged(const Exchanged& got, const Exchanged& expected, bo
   }
 }
 
-// Rows of segments whose source is on another host than `rank`, rounded to bf16; the others as they are.
+// To bf16, or to E4M3 with a scale for each row.
+inline Tensor rounded_rows(const Tensor& rows, moe::DispatchPayload payload) {
+  if (rows.numel() == 0) return rows;
+  if (payload != moe::DispatchPayload::kFp8) return rows.to(at::kBFloat16).to(rows.scalar_type());
+  const Tensor scale = (rows.abs().amax({1}, true) / 448.0).to(at::kFloat);
+  const Tensor safe = scale + scale.eq(0).to(at::kFloat);
+  return ((rows / safe).to(at::kFloat8_e4m3fn).to(at::kFloat) * safe).to(rows.scalar_type());
+}
+
+// Rows of segments whose source is on another host than `rank`, rounded; the others as they are.
 inline Tensor rounded_where_far(const Tensor& rows, const std::vector<moe::Segment>& segments,
-                                const std::vector<int>& hosts, int rank) {
+                                const std::vector<int>& hosts, int rank,
+                                moe::DispatchPayload payload = moe::DispatchPayload::kBf16) {
   Tensor expected = rows.clone();
   for (const auto& s : segments) {
     if (hosts[s.source] == hosts[rank]) continue;
     Tensor far = expected.narrow(0, s.begin, s.rows);
-    far.copy_(far.to(at::kBFloat16));
+    far.copy_(rounded_rows(far, payload));
   }
   return expected;
 }

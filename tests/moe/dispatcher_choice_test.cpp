@@ -81,6 +81,9 @@ TEST(DispatcherChoiceRanks, RoundedRowsMakeLinksCheaper) {
   EXPECT_THAT(chosen({0, 1, 2, 3}, same).reason, HasSubstr("alltoall 13.5, allgather 21.0, hierarchical 16.6"));
   EXPECT_THAT(chosen({0, 1, 2, 3}, bf16).reason, HasSubstr("alltoall 9.8, allgather 13.5, hierarchical 13.3"));
   EXPECT_THAT(chosen({0, 1}, bf16).reason, HasSubstr("; rows between hosts as bf16"));
+  const moe::DispatchNeeds fp8{.top_k = 2, .payload = moe::DispatchPayload::kFp8};
+  EXPECT_THAT(chosen({0, 1, 2, 3}, fp8).reason, HasSubstr("alltoall 7.9, allgather 9.8, hierarchical 11.6"));
+  EXPECT_THAT(chosen({0, 1}, fp8).reason, HasSubstr("; rows between hosts as fp8"));
 }
 
 TEST(DispatcherChoiceRanks, RoundingThatChangesNothingIsSaid) {
@@ -91,6 +94,9 @@ TEST(DispatcherChoiceRanks, RoundingThatChangesNothingIsSaid) {
   EXPECT_THAT(chosen({0}, bf16).reason, nothing);
   EXPECT_THAT(chosen({0, 0}, bf16, DispatchType::kAllToAll).reason, nothing);
   EXPECT_EQ(chosen({0, 1}, bf16, DispatchType::kAllToAll).reason, "rows between hosts as bf16");
+  auto fp8 = bf16;
+  fp8.payload = moe::DispatchPayload::kFp8;
+  EXPECT_THAT(chosen({0}, fp8).reason, HasSubstr("payload fp8 changes nothing"));
   auto spread = bf16;
   spread.parts_over_hosts = true;
   EXPECT_EQ(chosen({0, 0}, spread, DispatchType::kAllToAll).reason, "rows between hosts as bf16");

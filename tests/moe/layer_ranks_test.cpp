@@ -117,6 +117,8 @@ TEST_P(RouterLayerRanks, GiveTheBitsOfOneRank) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, RouterLayerRanks, ::testing::ValuesIn(cases(testing::router_methods())), name_of);
+INSTANTIATE_TEST_SUITE_P(Compressions, RouterLayerRanks, ::testing::ValuesIn(cases(testing::compression_methods())),
+                         name_of);
 
 TEST(LayerRanksAllToAll, OnOneRankGivesTheBitsOfTheLocalDispatcher) {
   moe::MoeConfig config;

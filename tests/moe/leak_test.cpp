@@ -5,6 +5,7 @@
 
 #include "kernels/tensor_checks.h"
 #include "model/executor.h"
+#include "moe/compression.h"
 #include "support/expert_mesh.h"
 #include "support/moe_methods.h"
 #include "support/ranks.h"
@@ -65,7 +66,8 @@ class Leak : public ::testing::TestWithParam<testing::Method> {
     const auto config = GetParam().config();
     const auto leaks = [](const moe::MethodInfo& info) { return info.causality == moe::Causality::kLeaky; };
     return leaks(moe::Router::find(config.router.type)->info) ||
-           (config.capacity.factor && leaks(moe::Admission::row(config.capacity.policy).info));
+           (config.capacity.factor && leaks(moe::Admission::row(config.capacity.policy).info)) ||
+           (config.dispatch.compression && leaks(moe::Compressor::row(config.dispatch.compression->type).info));
   }
 };
 
@@ -87,6 +89,8 @@ INSTANTIATE_TEST_SUITE_P(Routers, Leak, ::testing::ValuesIn(testing::router_meth
 INSTANTIATE_TEST_SUITE_P(Merges, Leak, ::testing::ValuesIn(testing::merge_methods()),
                          [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(All, Leak, ::testing::ValuesIn(testing::all_methods()),
+                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Compressions, Leak, ::testing::ValuesIn(testing::compression_methods()),
                          [](const auto& info) { return info.param.name; });
 
 class LeakRanks : public Leak {};
@@ -113,6 +117,8 @@ TEST_P(LeakRanks, TokensOfATrainingStepSeeLaterOnesOnlyUnderALeakyPolicy) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, LeakRanks, ::testing::ValuesIn(testing::all_methods()),
+                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Compressions, LeakRanks, ::testing::ValuesIn(testing::compression_methods()),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

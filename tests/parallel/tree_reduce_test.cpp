@@ -6,7 +6,9 @@
 
 #include <bit>
 #include <cmath>
+#include <limits>
 
+#include "core/bf16.h"
 #include "core/error.h"
 #include "core/random.h"
 #include "support/ranks.h"
@@ -253,6 +255,83 @@ TEST(TreeReduceRanksTest, SubtreesOfSeveralSourcesPerRankAreOneTree) {
       EXPECT_EQ(sources[0], expected) << "edp " << group.size() << ", ep " << ep;
     });
   }
+}
+
+// What each of so many ranks brings, and what rank 0 has as the sum.
+struct Rounded {
+  std::vector<std::vector<float>> brought;
+  std::vector<float> sum;
+};
+
+Rounded summed_as_bf16(int ranks, int64_t elements, bool everywhere) {
+  Rounded result{std::vector<std::vector<float>>(ranks), std::vector<float>(elements)};
+  test::run_ranks(ranks, [&](const comm::Group& group) {
+    std::vector<float>& own = result.brought[group.rank()];
+    for (int64_t i = 0; i < elements; ++i) own.push_back(number<float>(group.rank(), i));
+    AlignedBuffer<float> buffer(elements);
+    std::copy(own.begin(), own.end(), buffer.span().begin());
+    const Shards parts = even_shards(group, elements);
+    TreeReduce<float> all({.parts = parts, .everywhere = everywhere, .as_bf16 = true});
+    const std::span<float> whole = buffer.span();
+    const std::span<float> sum = all.finish(std::span<const std::span<float>>(&whole, 1));
+    std::vector<float> gathered(elements);
+    if (everywhere) {
+      gathered.assign(sum.begin(), sum.end());
+    } else {
+      for (const auto& part : parts.own())
+        std::copy_n(sum.begin() + part.at, part.count, gathered.begin() + part.begin);
+      parts.gather(std::span<float>(gathered));
+    }
+    if (group.rank() == 0) result.sum = gathered;
+  });
+  return result;
+}
+
+TEST(TreeReduceBf16, SumsWhatEachRankRoundedInFloatsOnTheTree) {
+  for (const int ranks : {2, 3, 4, 8})
+    for (const bool everywhere : {true, false}) {
+      const Rounded got = summed_as_bf16(ranks, 157, everywhere);
+      for (int64_t i = 0; i < 157; ++i) {
+        std::vector<float> rounded;
+        for (const auto& own : got.brought) rounded.push_back(from_bf16(to_bf16(own[i])));
+        ASSERT_EQ(got.sum[i], tree_sum(std::span<const float>(rounded))) << ranks << " ranks, element " << i;
+      }
+    }
+}
+
+TEST(TreeReduceBf16, ErrsByOneRoundingOfEachRankHoweverManyThereAre) {
+  for (const int ranks : {2, 4, 8, 16}) {
+    const Rounded got = summed_as_bf16(ranks, 200, true);
+    double worst = 0;
+    for (int64_t i = 0; i < 200; ++i) {
+      double exact = 0, sizes = 0;
+      for (const auto& own : got.brought) exact += own[i], sizes += std::abs(own[i]);
+      worst = std::max(worst, std::abs(got.sum[i] - exact) / sizes);
+    }
+    EXPECT_LE(worst, std::ldexp(1.0, -9) * 1.001);
+    EXPECT_GT(worst, std::ldexp(1.0, -12)) << "something was rounded";
+  }
+}
+
+TEST(TreeReduceBf16, RoundsToNearestEvenAndKeepsWhatIsNotFinite) {
+  const float inf = std::numeric_limits<float>::infinity();
+  for (const auto& [from, to] : std::vector<std::pair<float, float>>{{1.0f, 1.0f},
+                                                                     {1.00390625f, 1.0f},
+                                                                     {1.01171875f, 1.015625f},
+                                                                     {-1.00390625f, -1.0f},
+                                                                     {1.004f, 1.0078125f},
+                                                                     {0.0f, 0.0f},
+                                                                     {3.4e38f, inf},
+                                                                     {inf, inf},
+                                                                     {-inf, -inf}})
+    EXPECT_EQ(from_bf16(to_bf16(from)), to) << from;
+  EXPECT_TRUE(std::isnan(from_bf16(to_bf16(std::numeric_limits<float>::quiet_NaN()))));
+  EXPECT_TRUE(std::isnan(from_bf16(to_bf16(std::bit_cast<float>(0x7f800001u))))) << "whose upper half is infinity";
+}
+
+TEST(TreeReduceBf16, OneRankRoundsNothing) {
+  const Rounded alone = summed_as_bf16(1, 50, true);
+  EXPECT_EQ(alone.sum, alone.brought[0]);
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 
 #include "comm/group.h"
 #include "kernels/tensor_checks.h"
+#include "moe/compression_stages.h"
 #include "moe/dispatch_stages.h"
 #include "moe/home_stage.h"
 #include "support/moe_reference.h"
@@ -33,6 +34,7 @@ struct LayerResult {
   moe::Decision decision;
   moe::DispatchPlan plan;
   moe::OutputSums outputs;  // of training
+  moe::RowBuckets buckets;  // where rows are compressed
 };
 
 class MoeLayer {
@@ -84,14 +86,20 @@ class MoeLayer {
     if (router->home_terms() > 0) of_route.home = kHome;
     route->connect(of_route);
     stages_.push_back(std::move(route));
-    stages_.push_back(std::make_unique<moe::Dispatch>(nn::StageSite{"dispatch", 1}, *dispatcher_, slots, false));
-    stages_.push_back(std::make_unique<moe::ExpertStage>(nn::StageSite{"experts", 2},
-                                                         moe::Experts(parameters_, experts_, dropout), slots));
-    stages_.push_back(std::make_unique<moe::Combine>(nn::StageSite{"combine", 3}, *dispatcher_, slots));
+    const auto& compression = config.dispatch.compression;
+    if (compression) {
+      add<moe::Compress>("compress", moe::Compressor::make(*compression, {.seed = seed, .width = D}), kCompression);
+      slots.outputs.reset();
+      slots.input = kCompression.means, slots.weights = kCompression.ones;
+      slots.decision = kCompression.bucket_decision, slots.output = kCompression.results;
+    }
+    add<moe::Dispatch>("dispatch", *dispatcher_, slots, false);
+    add<moe::ExpertStage>("experts", moe::Experts(parameters_, experts_, dropout), slots);
+    add<moe::Combine>("combine", *dispatcher_, slots);
+    if (compression) add<moe::Expand>("expand", kCompression);
     if (router->home_terms() == 0) return;
     output_ = kWithHome;
-    stages_.push_back(std::make_unique<moe::HomeStage>(nn::StageSite{"home", 4}, parameters_, vectors_,
-                                                       moe::HomeSlots{7, slots.input, kHome, kWithHome}));
+    add<moe::HomeStage>("home", parameters_, vectors_, moe::HomeSlots{7, 0, kHome, kWithHome});
   }
   // Weights of a local expert.
   Tensor down(int64_t expert) const { return parameters_.value(experts_[expert].down_DF); }
@@ -129,6 +137,8 @@ class MoeLayer {
     LayerResult result;
     result.y = frame.value(output_);
     result.rows = frame.value(4);
+    if (frame.object(kCompression.buckets).has_value())
+      result.buckets = frame.object_as<moe::RowBuckets>(kCompression.buckets);
     if (frame.object(kOutputs).has_value()) result.outputs = frame.object_as<moe::OutputSums>(kOutputs);
     if (dy_TD.defined()) {
       frame.grad(output_) = dy_TD;
@@ -162,7 +172,22 @@ class MoeLayer {
     return {{}, at::stack(gate_up), at::stack(down)};
   }
 
-  static constexpr nn::Slot kHome = 8, kWithHome = 9, kTokens = 10, kOutputs = 11, kSlots = 12;
+  template <typename S, typename... Args>
+  void add(const char* name, Args&&... args) {
+    stages_.push_back(
+        std::make_unique<S>(nn::StageSite{name, static_cast<int>(stages_.size())}, std::forward<Args>(args)...));
+  }
+
+  static constexpr nn::Slot kHome = 8, kWithHome = 9, kTokens = 10, kOutputs = 11, kSlots = 17;
+  static constexpr moe::CompressionSlots kCompression{.input = 0,
+                                                      .weights = 1,
+                                                      .decision = 2,
+                                                      .buckets = 12,
+                                                      .means = 13,
+                                                      .ones = 14,
+                                                      .bucket_decision = 15,
+                                                      .results = 16,
+                                                      .output = 7};
 
   LayerSize size_;
   std::vector<int64_t> widths_;  // of all experts of the layer

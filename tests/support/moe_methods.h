@@ -125,6 +125,20 @@ inline std::vector<Method> merge_methods() {
            }}};
 }
 
+// Rows that travel as one. Buckets are of a rank's tokens and go by a row's last bits: no promise over tp, nor of
+// anything that is not bitwise.
+inline std::vector<Method> compression_methods() {
+  const auto coarse = [](moe::MoeConfig& c) {
+    c.dispatch.compression = {.hashes = 1, .dimensions = 2};
+    c.balance.losses = {{.coef = 0.1}};
+  };
+  return {{"Lsh", 8, 2, coarse}, {"LshWithDrops", 8, 2, [=](moe::MoeConfig& c) {
+                                    coarse(c);
+                                    c.router.norm_topk_prob = true;
+                                    c.capacity.factor = 1.0;
+                                  }}};
+}
+
 // Methods with routers, losses and drop policies of their own.
 inline std::vector<Method> own_router_methods() {
   using namespace moe;

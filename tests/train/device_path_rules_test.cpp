@@ -42,8 +42,10 @@ TEST(DevicePathRules, RefuseWhatIsNotBuiltWithAReasonAndARemedy) {
             "experts of different widths with train.precision: bf16; give one number"},
            {"moe.dispatch.type=shared", "dispatch shared with train.precision: bf16; use auto or alltoall"},
            {"moe.dispatch.payload=bf16", "rows that travel in another type with train.precision: bf16; use same"},
+           {"moe.dispatch.compression={hashes: 2}", "rows that travel as one with train.precision: bf16; set null"},
            {"parallel.reduction=canonical", "use fast"},
            {"parallel.executor=interleaved", "use sequential"},
+           {"parallel.gradient_payload=bf16", "gradients that travel in another type with train.precision: bf16", 2},
            {"parallel.tp=2", "tensors that are spread over ranks with train.precision: bf16; set tp: 1 and spread", 2},
            {"parallel={tp: 2, etp: 2}", "parallel.etp: not built yet: tensors that are spread over ranks", 2},
        }) {

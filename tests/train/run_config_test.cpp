@@ -117,8 +117,9 @@ TEST_F(RunConfigTest, WarnsOfWhatHasNoEffect) {
         "moe: {capacity: {min: 8}}", "moe: {balance: {bias: {rule: proportional}}}",
         "moe: {balance: {bias: {center: true}}}", "optim: {schedule: constant, decay: 10}"})
     EXPECT_THAT(load(yaml + "\n").warnings, testing::ElementsAre(HasSubstr("has no effect"))) << yaml;
-  for (const std::string yaml : {"moe: {router: {type: expert_choice}}", "moe: {router: {type: sinkhorn}}",
-                                 "moe: {capacity: {factor: 1, policy: score}}"})
+  for (const std::string yaml :
+       {"moe: {router: {type: expert_choice}}", "moe: {router: {type: sinkhorn}}",
+        "moe: {capacity: {factor: 1, policy: score}}", "moe: {dispatch: {compression: {type: lsh}}}"})
     EXPECT_THAT(load(yaml + "\n").warnings, testing::ElementsAre(HasSubstr("class C3"))) << yaml;
   for (const std::string yaml :
        {"moe: {router: {score: sigmoid}}", "moe: {capacity: {factor: 1, policy: position, min: 8}}",

@@ -2,12 +2,14 @@
 // `conclave verify`: every layout of four models keeps its promise, and mistakes that are planted do not pass.
 #include "verify/verify.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "comm/thread_ranks.h"
+#include "config/fields.h"
 #include "verify/batches.h"
 #include "verify/costs.h"
 #include "verify/models.h"
@@ -84,7 +86,7 @@ TEST_P(VerifyRanks, EveryLayoutOfUpToFourRanksKeepsItsPromise) {
                             row.layout.dispatch == moe::DispatchType::kHierarchical ||
                             row.layout.executor == parallel::ExecutorType::kChunked;
     bool bitwise = row.layout.reduction == parallel::Reduction::kCanonical && row.layout.tp == 1 && !other_sums;
-    const bool rounded = row.layout.payload == moe::DispatchPayload::kBf16;
+    const bool rounded = row.layout.payload != moe::DispatchPayload::kSame;
     EXPECT_EQ(row.promise, rounded   ? verify::Promise::kMeasured
                            : bitwise ? verify::Promise::kBitwise
                                      : verify::Promise::kClose);
@@ -297,14 +299,15 @@ TEST(VerifyPayloadRanks, IsMeasuredAndNotJudged) {
     EXPECT_EQ(row.layout.ep, 2);
     EXPECT_FALSE(row.first.has_value());
     EXPECT_GT(row.find(Quantity::kGradient)->difference, 1e-4) << "rows were rounded";
-    EXPECT_THAT(verify::row_text(row), AllOf(HasSubstr(" bf16 "), HasSubstr("none     measured")));
+    const auto name = fmt::format(" {} ", config::enum_name(row.layout.payload));
+    EXPECT_THAT(verify::row_text(row), AllOf(HasSubstr(name), HasSubstr("none     measured")));
   }
-  EXPECT_EQ(measured, 3 * 3) << "three exchanges in dp 2 and tp 2 with tokens shared out and not";
+  EXPECT_EQ(measured, 2 * 3 * 3) << "two formats, three exchanges in dp 2 and tp 2 with tokens shared out and not";
   const auto closing = verify::closing(outcome.rows, options);
   EXPECT_THAT(closing, HasSubstr(fmt::format("all {} promises hold", std::ssize(outcome.rows) - measured)));
-  EXPECT_THAT(closing, HasSubstr("9 layouts with payload bf16 are measured, not judged"));
+  EXPECT_THAT(closing, HasSubstr("18 layouts are measured, not judged: nothing is promised of payloads that round\n"));
   const auto json = verify::to_json(outcome.config, outcome.plan, options, outcome.rows);
-  for (const auto& row : json["rows"]) EXPECT_EQ(row["payload"] == "bf16", row["verdict"] == "measured");
+  for (const auto& row : json["rows"]) EXPECT_EQ(row["payload"] != "same", row["verdict"] == "measured");
 }
 
 TEST(VerifyCompare, PromisesDifferInWhatTheyForgive) {

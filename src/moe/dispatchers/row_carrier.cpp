@@ -2,11 +2,12 @@
 #include "moe/dispatchers/row_carrier.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 
 #include <algorithm>
 #include <memory>
 #include <numeric>
+
+#include "moe/dispatchers/row_format.h"
 
 namespace conclave::moe {
 namespace {
@@ -58,32 +59,31 @@ Tensor start_pieces(const comm::Group& group, const Tensor& rows, const std::vec
   return all;
 }
 
-// Rows as they lie in a message: those of each rank a piece, rounded or not.
+// Rows as they lie in a message: those of each rank a piece in its format.
 struct Message {
   Tensor bytes;
   std::vector<int64_t> sizes;  // of each rank's piece, in bytes
 
-  // Calls copy(rows of the rank's piece in `rows`, the piece) for each rank. ATen's copy rounds to nearest even.
-  template <typename Rounded, typename Copy>
-  void for_pieces(const Tensor& rows, const std::vector<int64_t>& counts, const Rounded& rounded,
-                  const Copy& copy) const {
-    auto* place = static_cast<std::byte*>(bytes.data_ptr());
-    int64_t first = 0;
+  // Calls move(rows of the rank's piece in `rows`, the piece, its format) for each rank.
+  template <typename Format, typename Move>
+  void for_pieces(const Tensor& rows, const std::vector<int64_t>& counts, const Format& format,
+                  const Move& move) const {
+    int64_t first = 0, place = 0;
     for (size_t r = 0; r < counts.size(); ++r) {
-      const auto type = rounded(static_cast<int>(r)) ? at::kBFloat16 : rows.scalar_type();
-      copy(rows.narrow(0, first, counts[r]), at::from_blob(place, {counts[r], rows.size(1)}, type));
+      const Tensor own = rows.narrow(0, first, counts[r]);
+      const DispatchPayload payload = format(static_cast<int>(r));
+      move(own, bytes.narrow(0, place, counts[r] * row_bytes(rows, payload)), payload);
       first += counts[r];
       place += sizes[r];
     }
   }
 };
 
-template <typename Rounded>
-Message empty_message(const Tensor& rows, const std::vector<int64_t>& counts, const Rounded& rounded) {
+template <typename Format>
+Message empty_message(const Tensor& rows, const std::vector<int64_t>& counts, const Format& format) {
   Message message;
   for (size_t r = 0; r < counts.size(); ++r) {
-    const auto item = static_cast<int64_t>(rounded(static_cast<int>(r)) ? sizeof(at::BFloat16) : rows.element_size());
-    const int64_t bytes = counts[r] * rows.size(1) * item;
+    const int64_t bytes = counts[r] * row_bytes(rows, format(static_cast<int>(r)));
     message.sizes.push_back((bytes + kPieceAlignment - 1) / kPieceAlignment * kPieceAlignment);
   }
   message.bytes = at::empty({sum_of(message.sizes)}, at::kByte);
@@ -94,15 +94,15 @@ Message empty_message(const Tensor& rows, const std::vector<int64_t>& counts, co
 
 RowCarrier::RowCarrier(const comm::Group& group, const std::vector<int>& hosts, DispatchPayload payload)
     : group_(group) {
-  rounds_ = payload == DispatchPayload::kBf16 &&
-            std::any_of(hosts.begin(), hosts.end(), [&](int host) { return host != hosts[0]; });
-  if (!rounds_) return;
+  const bool several = std::any_of(hosts.begin(), hosts.end(), [&](int host) { return host != hosts[0]; });
+  if (!several || payload == DispatchPayload::kSame) return;
+  payload_ = payload;
   hosts_ = hosts;
   host_ = group.split(hosts[group.rank()], group.rank());
 }
 
 Tensor RowCarrier::start(const Tensor& rows, const Lane& lane, std::vector<comm::Work>& works) const {
-  if (rounds_) return start_rounded(rows, lane, works);
+  if (payload_ != DispatchPayload::kSame) return start_rounded(rows, lane, works);
   const int64_t width = width_of(rows);
   Tensor arriving = rows_like(rows, sum_of(lane.recv));
   by_dtype(rows, [&](auto zero) {
@@ -114,7 +114,7 @@ Tensor RowCarrier::start(const Tensor& rows, const Lane& lane, std::vector<comm:
 }
 
 Tensor RowCarrier::start_rounded(const Tensor& rows, const Lane& lane, std::vector<comm::Work>& works) const {
-  const auto rounded = [this](int rank) { return !near(rank); };
+  const auto format = [this](int rank) { return near(rank) ? DispatchPayload::kSame : payload_; };
   Tensor arriving = rows_like(rows, sum_of(lane.recv));
   // The exchange goes first where a work is dropped unfinished: it writes and reads the others.
   struct UnderWay {
@@ -122,15 +122,17 @@ Tensor RowCarrier::start_rounded(const Tensor& rows, const Lane& lane, std::vect
     comm::Work exchange;
   };
   auto state = std::make_shared<UnderWay>();
-  state->sent = empty_message(rows, lane.send, rounded);
-  state->received = empty_message(rows, lane.recv, rounded);
-  state->sent.for_pieces(rows, lane.send, rounded, [](const Tensor& from, const Tensor& to) { to.copy_(from); });
+  state->sent = empty_message(rows, lane.send, format);
+  state->received = empty_message(rows, lane.recv, format);
+  state->sent.for_pieces(rows, lane.send, format, pack_rows);
   const auto bytes = [](const Message& m) { return elements<uint8_t>(m.bytes); };
   state->exchange = group_.start_all_to_all_v<uint8_t>(bytes(state->sent), state->sent.sizes, bytes(state->received),
                                                        state->received.sizes);
-  works.emplace_back([state, arriving, rounded, counts = lane.recv] {
+  works.emplace_back([state, arriving, format, counts = lane.recv] {
     state->exchange.finish();
-    state->received.for_pieces(arriving, counts, rounded, [](const Tensor& to, const Tensor& from) { to.copy_(from); });
+    state->received.for_pieces(
+        arriving, counts, format,
+        [](const Tensor& to, const Tensor& from, DispatchPayload payload) { unpack_rows(from, to, payload); });
     *state = {};
   });
   return arriving;
@@ -138,7 +140,8 @@ Tensor RowCarrier::start_rounded(const Tensor& rows, const Lane& lane, std::vect
 
 Tensor RowCarrier::start_gather(const Tensor& rows, const std::vector<int64_t>& counts,
                                 std::vector<comm::Work>& works) const {
-  return rounds_ ? start_gather_rounded(rows, counts, works) : start_pieces(group_, rows, counts, works);
+  return payload_ == DispatchPayload::kSame ? start_pieces(group_, rows, counts, works)
+                                            : start_gather_rounded(rows, counts, works);
 }
 
 Tensor RowCarrier::gather(const Tensor& rows, const std::vector<int64_t>& counts) const {
@@ -163,13 +166,16 @@ Tensor RowCarrier::start_gather_rounded(const Tensor& rows, const std::vector<in
     near_counts.push_back(counts[r]);
     first.push_back(at);
   }
-  state->sent = rows.to(at::kBFloat16);
+  // A vector is rows of one number.
+  const Tensor as_rows = rows.dim() == 1 ? rows.unsqueeze(1) : rows;
+  state->sent = at::empty({as_rows.size(0), row_bytes(as_rows, payload_)}, at::kByte);
+  pack_rows(as_rows, state->sent, payload_);
   state->received = start_pieces(group_, state->sent, counts, state->exchanges);
   state->exact = start_pieces(host_, rows, near_counts, state->exchanges);
   Tensor all = rows_like(rows, sum_of(counts));
-  works.emplace_back([state, all, near_counts, first] {
+  works.emplace_back([state, all, near_counts, first, payload = payload_] {
     for (comm::Work& exchange : state->exchanges) exchange.finish();
-    all.copy_(state->received);
+    unpack_rows(state->received, all.dim() == 1 ? all.unsqueeze(1) : all, payload);
     int64_t at = 0;
     for (size_t i = 0; i < first.size(); ++i) {
       all.narrow(0, first[i], near_counts[i]).copy_(state->exact.narrow(0, at, near_counts[i]));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Carries rows between the ranks of a group: as they are within a host, in the payload's format between hosts. What a
-// rank gets from another host are bf16 numbers in the rows' own type; sums run on these. It knows no routing.
+// rank gets from another host are rounded numbers in the rows' own type; sums run on these. It knows no routing.
 #pragma once
 
 #include <vector>
@@ -40,8 +40,8 @@ class RowCarrier {
                               std::vector<comm::Work>& works) const;
 
   comm::Group group_;
-  // Only where rows are rounded, that is with several hosts.
-  bool rounds_ = false;
+  // Not `same` only where rows are rounded, that is with several hosts.
+  DispatchPayload payload_ = DispatchPayload::kSame;
   std::vector<int> hosts_;
   comm::Group host_;  // the ranks of this one's host, in the order of the group
 };
