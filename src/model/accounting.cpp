@@ -24,9 +24,13 @@ int64_t projections(const ModelShape& shape) { return 2 * shape.hidden * (query_
 int64_t planned(const LayerShape& layer, int64_t of_expert) {
   return std::llround(layer.mean_picks * static_cast<double>(of_expert));
 }
+// Both matrices of a gated unit with three gates.
+int64_t recurrent_unit(const LayerShape& layer) { return 2 * 3 * layer.router_state * layer.router_state; }
+// Products that score a token, but for that unit.
 int64_t router(const ModelShape& shape, const LayerShape& layer) {
-  const int64_t inputs = (layer.router_context ? 2 : 1) * shape.hidden;
-  return inputs * layer.router_columns + shape.hidden * (layer.shared_gate + 2 * layer.branch_gate);
+  const int64_t inputs = layer.router_state > 0 ? layer.router_state : (layer.router_context ? 2 : 1) * shape.hidden;
+  return inputs * layer.router_columns + shape.hidden * layer.router_state +
+         shape.hidden * (layer.shared_gate + 2 * layer.branch_gate);
 }
 
 // Small parameters beside the router's matrix that a layer has of its own, wherever that is.
@@ -38,7 +42,8 @@ int64_t beside_router(const ModelShape& shape, const LayerShape& layer) {
 int64_t router_parameters(const ModelShape& shape, const LayerShape& layer) {
   if (layer.router_elsewhere) return beside_router(shape, layer);
   const int64_t rates = layer.router_context ? shape.hidden : 0;
-  return router(shape, layer) + rates + shape.hidden * layer.home_vectors() + 2 * layer.branch_gate;
+  const int64_t unit = layer.router_unit ? recurrent_unit(layer) + 2 * 3 * layer.router_state : 0;
+  return router(shape, layer) + unit + rates + shape.hidden * layer.home_vectors() + 2 * layer.branch_gate;
 }
 
 int64_t norms(const ModelShape& shape, const LayerShape& layer) {
@@ -73,11 +78,15 @@ int64_t routing_numbers(const LayerShape& layer) {
   return of_experts * columns + 3 * layer.most_picks;
 }
 
-// Rows [D] of a token that are kept besides: Arctic's block input after its norm, contexts, and both branches of a
-// gated sum, and what a fallback expert gave.
+// Rows [D] of a token that are kept besides: Arctic's block input after its norm, contexts, both branches of a gated
+// sum, what a fallback expert gave, and what its experts gave.
 int64_t kept_rows(const LayerShape& layer) {
-  return layer.residual_dense + layer.router_context + 2 * layer.branch_gate + (layer.fallback_width > 0 ? 1 : 0);
+  return layer.residual_dense + layer.router_context + 2 * layer.branch_gate + (layer.fallback_width > 0 ? 1 : 0) +
+         (layer.outputs_kept ? layer.most_picks : 0);
 }
+
+// A recurrent router's state, its projected input, three gates and a term of the last.
+int64_t state_numbers(const LayerShape& layer) { return 6 * layer.router_state; }
 
 // Numbers that forward keeps of each token of a micro-batch for backward.
 int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, const MemoryPlan& plan) {
@@ -97,7 +106,7 @@ int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, const Me
   // Rows that came from other ranks are kept, local ones are not. An expert that is spread has them on every rank.
   const int64_t remote_rows =
       layer.moe ? layer.most_picks * h * plan.etp * (plan.sources() - 1) / (plan.sources() * tp) : 0;
-  return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + kept_rows(layer) * h;
+  return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + kept_rows(layer) * h + state_numbers(layer);
 }
 
 int64_t saved_numbers(const ModelShape& shape, const MemoryPlan& plan) {
@@ -165,7 +174,7 @@ FlopCount count_flops(const ModelShape& shape, Counter counter, int64_t sequence
     flops.projections += 2 * projections(shape);
     flops.attention += counter == Counter::kExact ? square / 2 : square;
     flops.ffn += 2 * swiglu(shape, layer.ffn_width);
-    flops.router += counter == Counter::kExact ? 2 * router(shape, layer) : 0;
+    flops.router += counter == Counter::kExact ? 2 * (router(shape, layer) + recurrent_unit(layer)) : 0;
     flops.shared += 2 * swiglu(shape, layer.shared_width + layer.fallback_width);
     flops.experts += planned(layer, 2 * swiglu(shape, layer.expert_width));
   }

@@ -39,6 +39,7 @@ int64_t listed_experts(const config::IntOrList& experts, size_t n) {
 void set_router(const moe::RouterConfig& config, LayerShape& layer) {
   layer.mean_picks = static_cast<double>(layer.top_k);
   layer.router_context = config.context;
+  if (config.recurrent) layer.router_state = config.recurrent->hidden_size;
   const auto* row = moe::Router::find(config.type);
   if (row == nullptr) return;  // refused elsewhere
   // As many as are positive (of untrained logits half of them are), or as add up to a share.
@@ -49,6 +50,7 @@ void set_router(const moe::RouterConfig& config, LayerShape& layer) {
   layer.home_experts = router->home_experts();
   layer.home_terms = router->home_terms();
   layer.home_kept = !router->kept_vectors().empty();
+  layer.outputs_kept = router->wants_stand_ins();
   layer.mean_picks = router->planned_picks(shape);
 }
 
@@ -112,6 +114,7 @@ ModelShape model_shape(const ModelConfig& model, const moe::MoeConfig& moe) {
     }
     LayerShape layer = moe_layer(model, moe, listed_experts(moe.num_experts, n));
     layer.router_elsewhere = moe.router.share == "model" && n > 0;
+    layer.router_unit = layer.router_state > 0 && n == 0;
     ++n;
     shape.layers.push_back(moe.enabled ? layer : dense_twin(layer));
   }

@@ -95,6 +95,12 @@ Tensor Experts::backward_input(const Segments& segments, const Rows& in, const T
   return inner.dscale_N;
 }
 
+void Experts::outputs(const Segments& segments, const Saved& saved, Tensor& out_RD) const {
+  Tensor act = at::empty({saved.h_R2F.size(0), saved.h_R2F.size(1) / 2}, saved.h_R2F.options());
+  kernels::swiglu(saved.h_R2F, {}, act);
+  product(segments, act, &ExpertWeights::down_DF, true, out_RD);
+}
+
 void Experts::add_outputs(const Segments& segments, const Saved& saved, OutputSums& sums) const {
   const int64_t D = parameters_.value(experts_[0].down_DF).size(0), F = saved.h_R2F.size(1) / 2;
   sums.resize(std::ssize(experts_) * D, 0);

@@ -29,6 +29,7 @@ void find_methods(const RunConfig& config, Obstacles& found) {
   if (router.top_p) found.push_back({"moe.router.top_p", "a varying number of experts", "set null and use top_k"});
   if (router.share != "layer") found.push_back({"moe.router.share", "one router for all layers", "use layer"});
   if (router.context) found.push_back({"moe.router.context", "a router with a context", "set false"});
+  if (router.recurrent) found.push_back({"moe.router.recurrent", "a router with a state", "set null"});
   if (config.moe.branch != moe::Branch::kSerial)
     found.push_back({"moe.branch", "a dense FFN beside the experts", "use serial"});
   if (config.moe.shared_merge != "add")

@@ -66,6 +66,12 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"default_moe", [](auto& c) { c.moe.router.type = "default_moe"; }},
         Case{"context", [](auto& c) { c.moe.router.context = true; }},
         Case{"context_of_all_layers", [](auto& c) { c.moe.router.context = true, c.moe.router.share = "model"; }},
+        Case{"recurrent", [](auto& c) { c.moe.router.recurrent = {.hidden_size = 6}; }},
+        Case{"recurrent_after_a_dense_layer",
+             [](auto& c) {
+               c.moe.router.recurrent = {.hidden_size = 6};
+               c.moe.layers = moe::LayerPattern{1, 1};
+             }},
         Case{"parallel", [](auto& c) { c.moe.branch = moe::Branch::kParallel; }},
         Case{"pr_moe",
              [](auto& c) {

@@ -15,6 +15,7 @@
 #include "kernels/tensor_checks.h"
 #include "moe/dispatch_stages.h"
 #include "moe/home_stage.h"
+#include "moe/stand_in_stages.h"
 #include "support/moe_reference.h"
 
 namespace conclave::testing {
@@ -77,12 +78,14 @@ class MoeLayer {
     moe::RouteSlots of_route{
         .input = slots.input, .weights = slots.weights, .decision = slots.decision, .all_decisions = {slots.decision}};
     if (router->home_terms() > 0) of_route.home = kHome;
+    if (router->wants_stand_ins()) of_route.stand_ins = kStandIns, slots.bare = kBare;
     route->connect(of_route);
     stages_.push_back(std::move(route));
     stages_.push_back(std::make_unique<moe::Dispatch>(nn::StageSite{"dispatch", 1}, *dispatcher_, slots, false));
     stages_.push_back(std::make_unique<moe::ExpertStage>(nn::StageSite{"experts", 2},
                                                          moe::Experts(parameters_, experts_, dropout), slots));
     stages_.push_back(std::make_unique<moe::Combine>(nn::StageSite{"combine", 3}, *dispatcher_, slots));
+    if (router->wants_stand_ins()) add_stand_ins({slots.decision, kBare, kReturned});
     if (router->home_terms() == 0) return;
     output_ = kWithHome;
     stages_.push_back(std::make_unique<moe::HomeStage>(nn::StageSite{"home", 4}, parameters_, vectors_,
@@ -143,6 +146,13 @@ class MoeLayer {
   }
 
  private:
+  void add_stand_ins(const moe::ReturnSlots& returned) {
+    output_ = kWithStandIns;
+    stages_.push_back(std::make_unique<moe::ReturnOutputs>(nn::StageSite{"return", 4}, *dispatcher_, returned));
+    stages_.push_back(std::make_unique<moe::StandInStage>(
+        nn::StageSite{"stand_ins", 5}, comm::Group(),
+        moe::StandInSlots{7, returned.decision, kStandIns, {returned}, kWithStandIns}));
+  }
   template <typename View>
   ReferenceWeights views(View view) const {
     std::vector<Tensor> gate_up, down;
@@ -153,7 +163,8 @@ class MoeLayer {
     return {{}, at::stack(gate_up), at::stack(down)};
   }
 
-  static constexpr nn::Slot kHome = 8, kWithHome = 9, kTokens = 10, kOutputs = 11, kSlots = 12;
+  static constexpr nn::Slot kHome = 8, kWithHome = 9, kTokens = 10, kOutputs = 11, kStandIns = 12, kBare = 13,
+                            kReturned = 14, kWithStandIns = 15, kSlots = 16;
 
   LayerSize size_;
   int ranks_;
