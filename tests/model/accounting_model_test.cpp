@@ -89,5 +89,15 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"shared_with_gate", [](auto& c) { c.moe.num_shared_experts = 2, c.moe.shared_gate = true; }}),
     [](const auto& info) { return info.param.name; });
 
+TEST(AccountingModelRecurrent, EveryLayerComputesTheUnitThatIsCountedOnce) {
+  auto config = testing::tiny_config();
+  config.moe.router.recurrent = {.hidden_size = 6};
+  const auto shape = model::model_shape(config.model, config.moe);
+  const int64_t D = 16, H = 6, E = 4, layers = 2;
+  EXPECT_EQ(model::count_flops(shape, model::Counter::kExact, 12).router, layers * 2 * (D * H + 6 * H * H + H * E));
+  const auto count = model::count_parameters(shape, model::Counter::kExact);
+  EXPECT_EQ(count.layers[0].router - count.layers[1].router, 6 * H * H + 6 * H);
+}
+
 }  // namespace
 }  // namespace conclave

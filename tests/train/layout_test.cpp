@@ -238,6 +238,7 @@ TEST(LayoutThreads, SizesThatTheStartUpCheckAcceptsHaveTheSameBitsOnAnyThreads) 
       {.name = "OddHeads", .change = [](auto& config) { config.model.head_dim = 10; }},
       {.name = "OddVocabulary", .change = [](auto& config) { config.model.vocab_size = 91; }},
       {.name = "OddLength", .change = [](auto& config) { config.data.seq_len = config.model.max_seq_len = 131; }},
+      {.name = "OddState", .change = [](auto& config) { config.moe.router.recurrent = {.hidden_size = 12}; }},
       {.name = "GatedSharedExpert", .change = [](auto& config) { config.moe.shared_gate = true; }}};
   int accepted = 0;
   for (auto size : sizes) {
