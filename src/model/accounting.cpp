@@ -33,9 +33,13 @@ int64_t all_experts(const ModelShape& shape, const LayerShape& layer) {
 int64_t merging(const ModelShape& shape, const LayerShape& layer) {
   return layer.merges() ? all_experts(shape, layer) / layer.merge_segment : 0;
 }
+// Both matrices of a gated unit with three gates.
+int64_t recurrent_unit(const LayerShape& layer) { return 2 * 3 * layer.router_state * layer.router_state; }
+// Products that score a token, but for that unit.
 int64_t router(const ModelShape& shape, const LayerShape& layer) {
-  const int64_t inputs = (layer.router_context ? 2 : 1) * shape.hidden;
-  return inputs * layer.router_columns + shape.hidden * (layer.shared_gate + 2 * layer.branch_gate);
+  const int64_t inputs = layer.router_state > 0 ? layer.router_state : (layer.router_context ? 2 : 1) * shape.hidden;
+  return inputs * layer.router_columns + shape.hidden * layer.router_state +
+         shape.hidden * (layer.shared_gate + 2 * layer.branch_gate);
 }
 
 // Small parameters beside the router's matrix that a layer has of its own, wherever that is.
@@ -47,7 +51,8 @@ int64_t beside_router(const ModelShape& shape, const LayerShape& layer) {
 int64_t router_parameters(const ModelShape& shape, const LayerShape& layer) {
   if (layer.router_elsewhere) return beside_router(shape, layer);
   const int64_t rates = layer.router_context ? shape.hidden : 0;
-  return router(shape, layer) + rates + shape.hidden * layer.home_vectors() + 2 * layer.branch_gate;
+  const int64_t unit = layer.router_unit ? recurrent_unit(layer) + 2 * 3 * layer.router_state : 0;
+  return router(shape, layer) + unit + rates + shape.hidden * layer.home_vectors() + 2 * layer.branch_gate;
 }
 
 int64_t norms(const ModelShape& shape, const LayerShape& layer) {
@@ -82,11 +87,15 @@ int64_t routing_numbers(const LayerShape& layer) {
   return of_experts * columns + 3 * layer.most_picks;
 }
 
-// Rows [D] of a token that are kept besides: Arctic's block input after its norm, contexts, and both branches of a
-// gated sum, and what a fallback expert gave.
+// Rows [D] of a token that are kept besides: Arctic's block input after its norm, contexts, both branches of a gated
+// sum, what a fallback expert gave, and what its experts gave.
 int64_t kept_rows(const LayerShape& layer) {
-  return layer.residual_dense + layer.router_context + 2 * layer.branch_gate + (layer.fallback_width > 0 ? 1 : 0);
+  return layer.residual_dense + layer.router_context + 2 * layer.branch_gate + (layer.fallback_width > 0 ? 1 : 0) +
+         (layer.outputs_kept ? layer.most_picks : 0);
 }
+
+// A recurrent router's state, its projected input, three gates and a term of the last.
+int64_t state_numbers(const LayerShape& layer) { return 6 * layer.router_state; }
 
 // Numbers that forward keeps of each token of a micro-batch for backward.
 int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, const MemoryPlan& plan) {
@@ -110,7 +119,8 @@ int64_t saved_numbers(const ModelShape& shape, const LayerShape& layer, const Me
   const int64_t merged = layer.merges() ? 2 * swiglu(shape, layer.expert_width) / layer.merge_segment : 0;
   // Means and what experts make of them, at worst of each row.
   const int64_t buckets = layer.compressed ? (norms_again ? 1 : 2) * layer.most_picks * h / tp : 0;
-  return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + kept_rows(layer) * h + merged + buckets;
+  return saved + 2 * widths / tp + routing_numbers(layer) + remote_rows + kept_rows(layer) * h + state_numbers(layer) +
+         merged + buckets;
 }
 
 int64_t saved_numbers(const ModelShape& shape, const MemoryPlan& plan) {
@@ -193,7 +203,8 @@ FlopCount count_flops(const ModelShape& shape, Counter counter, int64_t sequence
     flops.attention += counter == Counter::kExact ? square / 2 : square;
     flops.ffn += 2 * swiglu(shape, layer.ffn_width);
     // The scores of a merge are of its segment, and too few to count.
-    flops.router += counter == Counter::kExact && !layer.merges() ? 2 * router(shape, layer) : 0;
+    flops.router +=
+        counter == Counter::kExact && !layer.merges() ? 2 * (router(shape, layer) + recurrent_unit(layer)) : 0;
     flops.shared += 2 * swiglu(shape, layer.shared_width + layer.fallback_width);
     flops.experts += planned(layer, 2 * all_experts(shape, layer)) + 2 * merging(shape, layer);
   }

@@ -65,7 +65,8 @@ bool weights_share_one(const moe::MoeConfig& moe) {
   if (router.type == "sinkhorn") return !router.norm_topk_prob && moe.top_k.most() > 1;
   const bool over_all = router.score == moe::Score::kSoftmax && router.score_before_topk && !router.norm_topk_prob;
   // Picks until their weights add up to top_p do so with any number of experts.
-  return over_all && !router.top_p && !moe.capacity.renormalize && router.type == "topk";
+  return over_all && !router.top_p && !moe.capacity.renormalize &&
+         (router.type == "topk" || router.type == "dense_backprop_group");
 }
 
 }  // namespace conclave::model

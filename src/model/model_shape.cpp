@@ -43,6 +43,7 @@ int64_t listed_experts(const config::IntOrList& experts, size_t n) {
 void set_router(const moe::RouterConfig& config, LayerShape& layer) {
   layer.mean_picks = static_cast<double>(layer.top_k);
   layer.router_context = config.context;
+  if (config.recurrent) layer.router_state = config.recurrent->hidden_size;
   const auto* row = moe::Router::find(config.type);
   if (row == nullptr) return;  // refused elsewhere
   // As many as are positive (of untrained logits half of them are), or as add up to a share.
@@ -53,6 +54,7 @@ void set_router(const moe::RouterConfig& config, LayerShape& layer) {
   layer.home_experts = router->home_experts();
   layer.home_terms = router->home_terms();
   layer.home_kept = !router->kept_vectors().empty();
+  layer.outputs_kept = router->wants_stand_ins();
   layer.mean_picks = router->planned_picks(shape);
   if (config.type == "lory") layer.merge_segment = config.lory.value_or(moe::LoryConfig()).segment;
   layer.moe = !layer.merges();
@@ -158,6 +160,7 @@ ModelShape model_shape(const ModelConfig& model, const moe::MoeConfig& moe) {
     }
     LayerShape layer = moe_layer(model, moe, listed_experts(moe.num_experts, n));
     layer.router_elsewhere = moe.router.share == "model" && n > 0;
+    layer.router_unit = layer.router_state > 0 && n == 0;
     ++n;
     shape.layers.push_back(moe.enabled ? layer : dense_twin(layer));
   }

@@ -24,6 +24,9 @@ struct LayerShape {
   int64_t most_picks = 0;            // experts that a token may be sent to
   int64_t router_columns = 0;        // scores of a token
   bool router_context = false;       // the router sees a mean of earlier tokens, too
+  int64_t router_state = 0;          // H: it reads a state of the token of so many numbers instead; 0 = the input
+  bool router_unit = false;          // what carries that state from layer to layer counts here
+  bool outputs_kept = false;         // each token's outputs of experts stay for the router's backward
   bool router_elsewhere = false;     // its weights are another layer's
   int64_t expert_width = 0;          // F after granularity; of different widths the mean, rounded down
   std::vector<int64_t> widths = {};  // of each expert, where they differ; else empty

@@ -20,6 +20,14 @@ void add_feed_forward(const std::string& name, int64_t hidden, int64_t width, do
   add(products, {name + " down", {width, hidden}, row_share});
 }
 
+void add_router(const ModelShape& shape, const LayerShape& layer, std::vector<NamedProduct>& products) {
+  const int64_t columns = layer.num_experts + layer.home_experts, H = layer.router_state;
+  if (H == 0) return add(products, {"router", {layer.router_context ? 2 * shape.hidden : shape.hidden, columns}});
+  add(products, {"router projection", {shape.hidden, H}});
+  add(products, {"router gates", {H, 3 * H}});
+  add(products, {"router", {H, columns}});
+}
+
 }  // namespace
 
 std::vector<NamedProduct> product_shapes(const ModelShape& shape) {
@@ -38,8 +46,7 @@ std::vector<NamedProduct> product_shapes(const ModelShape& shape) {
     const double share = layer.mean_picks / static_cast<double>(layer.num_experts);
     for (const int64_t width : layer.different_widths())
       add_feed_forward("expert", shape.hidden, width, share, products);
-    add(products,
-        {"router", {layer.router_context ? 2 * shape.hidden : shape.hidden, layer.num_experts + layer.home_experts}});
+    add_router(shape, layer, products);
   }
   add(products, {"head", {shape.hidden, shape.vocab}});
   return products;

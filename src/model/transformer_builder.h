@@ -7,6 +7,8 @@
 #include "model/transformer.h"
 #include "moe/dispatch_stages.h"
 #include "moe/experts.h"
+#include "moe/recurrent_stage.h"
+#include "moe/stand_in_stages.h"
 #include "nn/attention.h"
 #include "nn/feed_forward.h"
 #include "nn/norm.h"
@@ -60,7 +62,14 @@ class TransformerBuilder {
   nn::FeedForwardWeights ffn_weights(const std::string& prefix, int64_t width);
   std::optional<nn::ParameterId> router_context(const Name& name);
   std::vector<nn::ParameterId> router_blocks(const Name& name, const std::vector<moe::ScoreBlock>& blocks);
+  moe::RecurrentUnit recurrent_unit();
+  // What a recurrent router reads instead of `input`; passes it on to the next MoE layer's.
+  nn::Slot router_state(const Name& name, nn::Slot input);
   void route(const Name& name, const LayerShape& layer, moe::RouteSlots slots);
+  // What experts gave, at home, where the router wants it: none or one.
+  std::vector<moe::ReturnSlots> returned_outputs(const std::string& name, const moe::ExchangeSlots& slots);
+  nn::Slot with_stand_ins(const Name& name, const moe::RouteSlots& slots, const std::vector<moe::ReturnSlots>& returned,
+                          nn::Slot routed);
   struct RoutedSlots {
     nn::Slot output;
     moe::RouteSlots route;
@@ -68,10 +77,13 @@ class TransformerBuilder {
   RoutedSlots moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
   RoutedSlots merged_branch(const Name& name, const LayerShape& layer, nn::Slot input);
   RoutedSlots device_moe_branch(const Name& name, const LayerShape& layer, nn::Slot input);
-  // Dispatch, experts and combine of what lies in `slots`.
-  void exchanged(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& slots);
+  // Dispatch, experts and combine of what lies in `slots`; what was returned besides.
+  std::vector<moe::ReturnSlots> exchanged(const Name& name, const moe::Experts& experts,
+                                          const moe::ExchangeSlots& slots);
   void compressed_exchange(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& whole);
-  void chunked_exchange(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& whole);
+  // Returns what each chunk returned.
+  std::vector<moe::ReturnSlots> chunked_exchange(const Name& name, const moe::Experts& experts,
+                                                 const moe::ExchangeSlots& whole);
   bool resends() const;
   std::vector<moe::ExpertWeights> expert_weights(const Name& name, const LayerShape& layer);
   std::optional<moe::ExpertDropout> expert_dropout(const LayerShape& layer, int moe_layer) const;
@@ -85,6 +97,9 @@ class TransformerBuilder {
   // moe.router.share: model
   std::vector<nn::ParameterId> shared_router_;
   std::optional<nn::ParameterId> shared_context_;
+  // moe.router.recurrent: one unit, and the state of the last MoE layer so far.
+  std::optional<moe::RecurrentUnit> recurrent_unit_;
+  std::optional<nn::Slot> router_state_;
 };
 
 template <typename S, typename... Args>

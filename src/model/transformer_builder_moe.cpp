@@ -54,76 +54,6 @@ std::optional<moe::ExpertDropout> TransformerBuilder::expert_dropout(const Layer
   return moe::ExpertDropout(config_.moe.experts.dropout, std::move(site));
 }
 
-std::vector<nn::ParameterId> TransformerBuilder::router_blocks(const Name& name,
-                                                               const std::vector<moe::ScoreBlock>& blocks) {
-  const moe::RouterConfig& router = config_.moe.router;
-  const bool one_for_all = router.share == "model";
-  if (one_for_all && !shared_router_.empty()) return shared_router_;
-  std::vector<nn::ParameterId> ids;
-  for (const auto& block : blocks) {
-    const std::string rest = "moe." + block.name + ".weight";
-    const int64_t inputs = (router.context ? 2 : 1) * shape_.hidden;
-    const Draw draw = init_.matrix(inputs);
-    const auto weight = tensor(one_for_all ? rest : name(rest), {block.columns, inputs}, Spread::kWhole);
-    ids.push_back(m_.parameters_.add({.parts = {weight},
-                                      .shape = weight.shape,
-                                      .kind = ParameterKind::kRouter,
-                                      .partial = tp_.size() > 1,
-                                      .frozen = router.frozen,
-                                      .lr_scale = draw.lr_scale,
-                                      // Who never learns chooses by what was drawn.
-                                      .init_std = router.frozen ? draw.std : block.init_std.value_or(draw.std)}));
-  }
-  if (one_for_all) shared_router_ = ids;
-  return ids;
-}
-
-std::optional<nn::ParameterId> TransformerBuilder::router_context(const Name& name) {
-  const moe::RouterConfig& router = config_.moe.router;
-  if (!router.context) return std::nullopt;
-  const bool one_for_all = router.share == "model";
-  if (one_for_all && shared_context_) return shared_context_;
-  const std::string rest = "moe.router.context.rate";
-  const auto rates = tensor(one_for_all ? rest : name(rest), {shape_.hidden}, Spread::kWhole);
-  // Zero: half of what was, half of what is.
-  const auto id = m_.parameters_.add({.parts = {rates},
-                                      .shape = rates.shape,
-                                      .kind = ParameterKind::kBias,
-                                      .partial = tp_.size() > 1,
-                                      .frozen = router.frozen});
-  if (one_for_all) shared_context_ = id;
-  return id;
-}
-
-void TransformerBuilder::route(const Name& name, const LayerShape& layer, moe::RouteSlots slots) {
-  slots.layer = static_cast<int>(m_.routers_.size());
-  moe::RouteConfig config{.moe = config_.moe,
-                          .shape = {.experts = layer.num_experts,
-                                    .top_k = layer.top_k,
-                                    .vocab = shape_.vocab,
-                                    .seed = config_.seed,
-                                    .layer = slots.layer,
-                                    .hidden = shape_.hidden},
-                          .observer = config_.choices,
-                          .tp = tp_};
-  config.moe.router.routed_scaling_factor *= init_.weight_scale(config_.moe, layer);
-  const auto router = moe::Router::make(config.moe.router, config.shape);
-  config.blocks = router_blocks(name, router->blocks(config.shape));
-  config.context = router_context(name);
-  // Backward begins with the last layer.
-  config.adds = config_.moe.router.share == "model" && slots.layer + 1 < std::ssize(m_.moe_layers_);
-  router->declare(config.shape, m_.state_.layers[slots.layer]);
-  const auto add = [&](auto& made) {
-    made.connect(std::move(slots));
-    m_.routers_.push_back(&made.router());
-  };
-  if (config_.device) {
-    add(stage<moe::DeviceRouteStage>(name("moe.route"), m_.parameters_, config, *m_.device_state_));
-  } else {
-    add(stage<moe::RouteStage>(name("moe.route"), m_.parameters_, config, m_.state_));
-  }
-}
-
 Slot TransformerBuilder::gated(const Name& name, Slot input, Slot routed, Slot dense) {
   // The stream's tokens are this rank's own or everybody's, like those of a norm.
   const Draw draw = init_.matrix(shape_.hidden);
@@ -225,27 +155,29 @@ TransformerBuilder::RoutedSlots TransformerBuilder::moe_branch(const Name& name,
       .input = input, .weights = slots.weights, .decision = decision, .all_decisions = m_.decisions_};
   if (layer.home_terms > 0) of_route.home = slot("home");
   if (layer.fallback_width > 0) of_route.lost = slot("lost");
+  if (layer.outputs_kept) of_route.stand_ins = slot("stand_ins");
   route(name, layer, of_route);
   if (m_.routers_.back()->reads_outputs()) slots.outputs = slot("outputs");
+  if (layer.outputs_kept) slots.bare = slot("bare");
   m_.outputs_.push_back(slots.outputs);
   const moe::Experts experts(m_.parameters_, expert_weights(name, layer), dropout);
   m_.bucket_decisions_.emplace_back();
+  std::vector<moe::ReturnSlots> returned;
   if (layer.compressed) {
     compressed_exchange(name, experts, slots);
   } else {
-    exchanged(name, experts, slots);
+    returned = exchanged(name, experts, slots);
   }
-  return {slots.output, of_route};
+  return {with_stand_ins(name, of_route, returned, slots.output), of_route};
 }
 
-void TransformerBuilder::exchanged(const Name& name, const moe::Experts& experts, const moe::ExchangeSlots& slots) {
-  if (config_.chunks > 1) {
-    chunked_exchange(name, experts, slots);
-    return;
-  }
+std::vector<moe::ReturnSlots> TransformerBuilder::exchanged(const Name& name, const moe::Experts& experts,
+                                                            const moe::ExchangeSlots& slots) {
+  if (config_.chunks > 1) return chunked_exchange(name, experts, slots);
   stage<moe::Dispatch>(name("moe.dispatch"), *m_.dispatcher_, slots, resends());
   stage<moe::ExpertStage>(name("moe.experts"), experts, slots);
   stage<moe::Combine>(name("moe.combine"), *m_.dispatcher_, slots);
+  return returned_outputs(name("moe.return"), slots);
 }
 
 void TransformerBuilder::compressed_exchange(const Name& name, const moe::Experts& experts,
@@ -260,7 +192,8 @@ void TransformerBuilder::compressed_exchange(const Name& name, const moe::Expert
                                     .bucket_decision = slot("decision"),
                                     .results = slot("results"),
                                     .output = whole.output};
-  check(!whole.tokens && !whole.outputs, "rows of several tokens have no token's id and are no token's output");
+  check(!whole.tokens && !whole.outputs && !whole.bare,
+        "rows of several tokens have no token's id and are no token's output");
   m_.bucket_decisions_.back() = slots.bucket_decision;
   const moe::CompressionSite site{
       .seed = config_.seed, .layer = static_cast<int>(m_.routers_.size()) - 1, .width = shape_.hidden};
@@ -332,8 +265,8 @@ bool TransformerBuilder::resends() const {
 }
 
 // Every chunk's dispatch stands before the first one's experts: all of them may be under way at a time.
-void TransformerBuilder::chunked_exchange(const Name& name, const moe::Experts& experts,
-                                          const moe::ExchangeSlots& whole) {
+std::vector<moe::ReturnSlots> TransformerBuilder::chunked_exchange(const Name& name, const moe::Experts& experts,
+                                                                   const moe::ExchangeSlots& whole) {
   std::vector<moe::ExchangeSlots> chunks;
   moe::CutTokens::Slots cut{
       .input = whole.input, .weights = whole.weights, .decision = whole.decision, .pairs = whole.plan};
@@ -351,10 +284,12 @@ void TransformerBuilder::chunked_exchange(const Name& name, const moe::Experts& 
                       .outputs = whole.outputs,
                       .planned = true});
     if (whole.tokens) chunks.back().tokens = slot("tokens");
+    if (whole.bare) chunks.back().bare = slot("bare");
     const moe::ExchangeSlots& chunk = chunks.back();
     cut.chunks.push_back({chunk.input, chunk.weights, chunk.decision, chunk.plan});
     outputs.push_back(chunks.back().output);
   }
+  std::vector<moe::ReturnSlots> returned;
   const auto chunk_name = [&](const char* what, size_t c) { return name(fmt::format("moe.{}.{}", what, c)); };
   stage<moe::CutTokens>(name("moe.cut"), *m_.dispatcher_, cut);
   for (size_t c = 0; c < chunks.size(); ++c)
@@ -364,8 +299,10 @@ void TransformerBuilder::chunked_exchange(const Name& name, const moe::Experts& 
     const bool adds = c + 1 < chunks.size();
     stage<moe::ExpertStage>(chunk_name("experts", c), experts, chunks[c], adds);
     stage<moe::Combine>(chunk_name("combine", c), *m_.dispatcher_, chunks[c]);
+    for (const auto& part : returned_outputs(chunk_name("return", c), chunks[c])) returned.push_back(part);
   }
   stage<moe::JoinTokens>(name("moe.join"), outputs, whole.output);
+  return returned;
 }
 
 }  // namespace conclave::model

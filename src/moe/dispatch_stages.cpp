@@ -63,6 +63,12 @@ Segments ExpertStage::segments(nn::Frame& frame) const {
   return segments;
 }
 
+std::vector<nn::Slot> ExpertStage::outputs() const {
+  std::vector<nn::Slot> slots{slots_.results};
+  if (slots_.bare) slots.push_back(*slots_.bare);
+  return slots;
+}
+
 void ExpertStage::forward(nn::Frame& frame) {
   auto& saved = frame.saved<Experts::Saved>(index());
   const auto& plan = frame.object_as<DispatchPlan>(slots_.plan);
@@ -70,6 +76,11 @@ void ExpertStage::forward(nn::Frame& frame) {
   Tensor results = plan.empty_results(rows.rows);
   experts_.forward(segments(frame), rows, saved, results);
   frame.value(slots_.results) = results;
+  if (slots_.bare && frame.training()) {
+    Tensor bare = plan.empty_results(rows.rows);
+    experts_.outputs(segments(frame), saved, bare);
+    frame.value(*slots_.bare) = bare;
+  }
   if (slots_.outputs && frame.training()) {
     // Chunks of a layer share them.
     if (!frame.object(*slots_.outputs).has_value()) frame.object(*slots_.outputs) = OutputSums();

@@ -21,6 +21,7 @@ struct ExchangeSlots {
   nn::Slot output;                       // y [T, D]
   std::optional<nn::Slot> tokens = {};   // object: global token ids of the rows [R], where experts have dropout
   std::optional<nn::Slot> outputs = {};  // object: OutputSums of this rank's experts in training, where wanted
+  std::optional<nn::Slot> bare = {};     // [R, D], results without gates in training, where wanted
   bool planned = false;                  // somebody has made the plan before the dispatch begins
 };
 
@@ -59,7 +60,7 @@ class ExpertStage : public nn::Stage {
   // With `adds` another stage may have written the weights' gradients before this one (chunks of one layer).
   ExpertStage(nn::StageSite site, Experts experts, const ExchangeSlots& slots, bool adds = false);
   std::vector<nn::Slot> inputs() const override { return {slots_.plan, slots_.rows, slots_.gates}; }
-  std::vector<nn::Slot> outputs() const override { return {slots_.results}; }
+  std::vector<nn::Slot> outputs() const override;
   std::vector<nn::ParameterId> parameters() const override { return experts_.parameters(); }
   nn::Redo redo() const override { return nn::Redo::kFfn; }
   void forward(nn::Frame& frame) override;

@@ -123,6 +123,12 @@ Tensor Experts::backward_input(const Segments& segments, const Rows& in, const T
   return dgates;
 }
 
+void Experts::outputs(const Segments& segments, const Saved& saved, Tensor& out_RD) const {
+  Tensor act = at::empty({saved.h_R2F.size(0), saved.h_R2F.size(1) / 2}, saved.h_R2F.options());
+  kernels::swiglu(saved.h_R2F, {}, act);
+  product(segments, act, &ExpertWeights::down_DF, true, out_RD);
+}
+
 void Experts::add_outputs(const Segments& segments, const Saved& saved, OutputSums& sums) const {
   const int64_t D = parameters_.value(experts_[0].down_DF).size(0);
   const HiddenRows hidden = hidden_rows(segments);

@@ -48,6 +48,8 @@ class Experts {
   Tensor backward_input(const Segments& segments, const Rows& in, const Tensor& dout_RD, Saved& saved,
                         Tensor& din_RD) const;
   void backward_weight(const Segments& segments, const Rows& in, const Saved& saved, nn::Gradients& gradients) const;
+  // What forward gave each row, without gates and dropout.
+  void outputs(const Segments& segments, const Saved& saved, Tensor& out_RD) const;
   // Adds the sums of what forward gave each expert's rows, without gates and dropout: [local experts, D].
   void add_outputs(const Segments& segments, const Saved& saved, OutputSums& sums) const;
   std::vector<nn::ParameterId> parameters() const;

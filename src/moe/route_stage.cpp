@@ -46,6 +46,7 @@ std::vector<nn::Slot> RouteStage::outputs() const {
   std::vector<nn::Slot> slots{slots_.weights, slots_.decision};
   if (slots_.home) slots.push_back(*slots_.home);
   if (slots_.lost) slots.push_back(*slots_.lost);
+  if (slots_.stand_ins) slots.push_back(*slots_.stand_ins);
   return slots;
 }
 
@@ -158,6 +159,7 @@ void RouteStage::settle(Decision& decision, std::span<const uint8_t> keep, const
 
 void RouteStage::set_home(nn::Frame& frame, const Decision& decision) const {
   if (slots_.lost) frame.value(*slots_.lost) = lost_weights(decision);
+  if (slots_.stand_ins) frame.value(*slots_.stand_ins) = at::empty({0}, decision.choice.weights_C.options());
   if (!slots_.home) return;
   const TokenRange own{decision.first_token, decision.routing.tokens};
   Tensor home = decision.choice.home_TV.narrow(0, own.first, own.count).clone();
@@ -203,6 +205,11 @@ Tensor RouteStage::weights_gradient(const Tensor& dweights_N, const Decision& de
 ChoiceGradients RouteStage::choice_gradients(nn::Frame& frame, const Decision& decision) const {
   ChoiceGradients gradients{.weights_C = weights_gradient(frame.grad(slots_.weights), decision)};
   if (slots_.lost) add_lost_gradient(decision, frame.grad(*slots_.lost), gradients.weights_C);
+  if (slots_.stand_ins) {
+    gradients.stand_ins_TE = at::zeros_like(decision.choice.probs_TE);
+    gradients.stand_ins_TE.narrow(0, decision.first_token, decision.routing.tokens)
+        .copy_(frame.grad(*slots_.stand_ins));
+  }
   if (!slots_.home) return gradients;
   gradients.home_TV = at::zeros_like(decision.choice.home_TV);
   gradients.home_TV.narrow(0, decision.first_token, decision.routing.tokens).copy_(frame.grad(*slots_.home));

@@ -20,10 +20,12 @@ namespace conclave::moe {
 
 struct RouteSlots {
   nn::Slot input;
-  nn::Slot weights;                     // [N]
-  nn::Slot decision;                    // object: Decision
-  std::optional<nn::Slot> home = {};    // [T, V], where the router has home terms
-  std::optional<nn::Slot> lost = {};    // [T], weights that capacity refused, where a fallback takes them
+  nn::Slot weights;                   // [N]
+  nn::Slot decision;                  // object: Decision
+  std::optional<nn::Slot> home = {};  // [T, V], where the router has home terms
+  std::optional<nn::Slot> lost = {};  // [T], weights that capacity refused, where a fallback takes them
+  // Empty; its gradient is [T, E], where the router wants stand-ins.
+  std::optional<nn::Slot> stand_ins = {};
   std::vector<nn::Slot> all_decisions;  // of every MoE layer in order (losses over the whole model)
   int layer = 0;                        // this one's place among the MoE layers
 };

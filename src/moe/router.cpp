@@ -10,6 +10,7 @@ namespace conclave::moe {
 // One for each file in routers/.
 Router::Row base_router();
 Router::Row default_moe_router();
+Router::Row dense_backprop_group_router();
 Router::Row expert_choice_router();
 Router::Row hash_router();
 Router::Row hierarchical_router();
@@ -24,9 +25,9 @@ Router::Row zero_compute_router();
 
 std::span<const Router::Row> Router::table() {
   static const std::array rows{
-      topk_router(), noisy_topk_router(),  expert_choice_router(), hash_router(),         sinkhorn_router(),
-      relu_router(), sparsemixer_router(), hierarchical_router(),  null_experts_router(), zero_compute_router(),
-      base_router(), default_moe_router(), lory_router()};
+      topk_router(), noisy_topk_router(),  expert_choice_router(),        hash_router(),         sinkhorn_router(),
+      relu_router(), sparsemixer_router(), hierarchical_router(),         null_experts_router(), zero_compute_router(),
+      base_router(), default_moe_router(), dense_backprop_group_router(), lory_router()};
   return rows;
 }
 

@@ -67,6 +67,8 @@ class Router {
   virtual std::string_view kept_vectors() const { return {}; }
   // Whether end_step reads the outputs of experts.
   virtual bool reads_outputs() const { return false; }
+  // Whether backward reads ChoiceGradients::stand_ins_TE.
+  virtual bool wants_stand_ins() const { return false; }
   // Experts of a token that compute, as far as one can plan.
   virtual double planned_picks(const RouteShape& shape) const { return static_cast<double>(shape.top_k); }
   // Among how many experts balanced choices spread evenly, each that computes counting as one.

@@ -118,6 +118,14 @@ struct LoryConfig {
   }
 };
 
+// A state of each token that passes from MoE layer to MoE layer, for any router with weights.
+struct RecurrentConfig {
+  int64_t hidden_size = 1;
+  void fields(auto&& field) {
+    field("hidden_size", hidden_size, "numbers of a token's state; a multiple of 8 is fastest", config::kRequiredSize);
+  }
+};
+
 struct RouterConfig {
   std::string type = "topk";
   Score score = Score::kSoftmax;
@@ -132,6 +140,7 @@ struct RouterConfig {
   std::optional<double> top_p = {};
   double jitter = 0.0;
   bool context = false;
+  std::optional<RecurrentConfig> recurrent = {};
   std::string share = "layer";
   bool frozen = false;
   std::string dtype = "fp32";
@@ -170,6 +179,9 @@ struct RouterConfig {
     field(
         "context", context,
         "the router also sees a decaying mean of its document's tokens so far, with a learned rate for each dimension");
+    field("recurrent", recurrent,
+          "the router reads a state of the token that a gated unit carries from MoE layer to MoE layer (RMoE); null = "
+          "the layer's input");
     field("share", share, "layer = each layer its own weights, model = one router for all layers (omni-router)");
     field("frozen", frozen, "router weights stay as they are drawn");
     field("dtype", dtype, "arithmetic of logits and scores, at least fp32");

@@ -55,6 +55,8 @@ struct Choice {
 // Gradients with respect to parts of a choice; undefined = none.
 struct ChoiceGradients {
   Tensor weights_C = {}, logits_TE = {}, clean_TE = {}, deviation_TE = {}, home_TV = {};
+  // Of experts that a token has not chosen: what their weight would gain, by outputs that stand in for theirs.
+  Tensor stand_ins_TE = {};
 };
 
 // Consecutive tokens of a micro-batch.

@@ -58,6 +58,7 @@ void check_moe(const RunConfig& config, Rules& rules);
 void check_methods(const RunConfig& config, Rules& rules);
 // Experts that are merged instead of chosen.
 void check_merges(const RunConfig& config, Rules& rules);
+void check_single_routers(const RunConfig& config, Rules& rules);
 void check_layout(const RunConfig& config, Rules& rules);
 // What needs resolved widths: asked only when nothing else is wrong.
 void check_tensor_widths(const RunConfig& config, Rules& rules);

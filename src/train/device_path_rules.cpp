@@ -32,6 +32,7 @@ void find_methods(const RunConfig& config, Obstacles& found) {
   if (router.context) found.push_back({"moe.router.context", "a router with a context", "set false"});
   if (!moe::relative_widths(config.moe).empty())
     found.push_back({"moe.expert_hidden_size", "experts of different widths", "give one number"});
+  if (router.recurrent) found.push_back({"moe.router.recurrent", "a router with a state", "set null"});
   if (config.moe.branch != moe::Branch::kSerial)
     found.push_back({"moe.branch", "a dense FFN beside the experts", "use serial"});
   if (config.moe.shared_merge != "add")

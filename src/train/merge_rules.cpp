@@ -23,7 +23,8 @@ void check_choices(const RunConfig& config, Rules& rules) {
                 "shares of a merge add up to one; remove this");
   rules.require(!moe.dispatch.compression, {"moe.dispatch.compression", type}, "merged experts are sent no rows");
   rules.require(moe.router.share == "layer", {"moe.router.share", type}, "each layer merges by its own router");
-  rules.require(!moe.router.context && moe.router.jitter == 0, {"moe.router.context", "moe.router.jitter", type},
+  rules.require(!moe.router.context && !moe.router.recurrent && moe.router.jitter == 0,
+                {"moe.router.context", "moe.router.recurrent", "moe.router.jitter", type},
                 "the mean of a segment is taken as it is; remove this");
 }
 

@@ -25,7 +25,7 @@ struct RouterUse {
 void check_type(const RunConfig& config, Rules& rules) {
   std::vector<std::string> built;
   for (const auto& row : moe::Router::table()) built.emplace_back(row.info.type);
-  rules.one_of("moe.router.type", config.moe.router.type, built, {"dense_backprop_group"});
+  rules.one_of("moe.router.type", config.moe.router.type, built, {"autonomy_of_experts", "local_experts"});
   const auto* row = moe::Router::find(config.moe.router.type);
   const bool leaks = row != nullptr && row->info.causality == moe::Causality::kLeaky;
   rules.warn_if(
@@ -33,39 +33,6 @@ void check_type(const RunConfig& config, Rules& rules) {
       fmt::format("in training a token's experts depend on later tokens too (class C3), so training losses are "
                   "optimistic; evaluation uses another form: {}",
                   leaks ? row->info.evaluation : ""));
-}
-
-void check_nulls(const RunConfig& config, Rules& rules) {
-  const moe::RouterConfig& router = config.moe.router;
-  if (router.type != "null_experts") return;
-  rules.require(router.null_experts.has_value(), {"moe.router.null_experts", "moe.router.type"},
-                "type null_experts needs null_experts: {count: ...}");
-  const auto chosen = static_cast<double>(config.moe.top_k * config.moe.granularity);
-  rules.require(!router.null_experts || router.null_experts->target_k.value_or(chosen) <= chosen,
-                {"moe.router.null_experts.target_k", "moe.top_k"},
-                fmt::format("a token takes {} experts, null ones included, so it cannot use more true ones", chosen));
-}
-
-void check_zero_compute(const RunConfig& config, Rules& rules) {
-  const moe::RouterConfig& router = config.moe.router;
-  if (router.type != "zero_compute") return;
-  const moe::ZeroComputeConfig own = router.zero_compute.value_or(moe::ZeroComputeConfig());
-  rules.require(own.zero + own.copy + own.constant > 0, {"moe.router.zero_compute", "moe.router.type"},
-                "there is no zero-compute expert; use type topk");
-}
-
-void check_base(const RunConfig& config, Rules& rules) {
-  if (config.moe.router.type != "base") return;
-  rules.require(config.moe.top_k.most() * config.moe.granularity == 1, {"moe.top_k", "moe.router.type"},
-                "type base assigns each token to one expert: set top_k 1 and granularity 1");
-  rules.require(!config.moe.capacity.factor, {"moe.capacity.factor", "moe.router.type"},
-                "experts of moe.router.type base take T / E tokens each; remove this");
-}
-
-void check_context(const RunConfig& config, Rules& rules) {
-  const moe::RouterConfig& router = config.moe.router;
-  rules.require(!router.context || router.jitter == 0, {"moe.router.context", "moe.router.jitter"},
-                "a router with a context sees its input as it is; set jitter 0");
 }
 
 void check_options(const RunConfig& config, Rules& rules) {
@@ -86,10 +53,6 @@ void check_options(const RunConfig& config, Rules& rules) {
   own("lory", router.lory.has_value());
   const RouterUse use{router.type};
   own("zero_compute", router.zero_compute.has_value());
-  check_nulls(config, rules);
-  check_zero_compute(config, rules);
-  check_base(config, rules);
-  check_context(config, rules);
   rules.require(!config.moe.capacity.factor || !use.is({"expert_choice"}), {"moe.capacity.factor"},
                 "experts of moe.router.type expert_choice take k * T / E tokens each; remove this");
   const moe::RouterConfig defaults;
@@ -106,9 +69,10 @@ void check_options(const RunConfig& config, Rules& rules) {
   meaningless("second", router.second != defaults.second, use.is({"topk"}));
   meaningless("top_p", router.top_p.has_value(), use.is({"topk"}));
   meaningless("context", router.context, !use.is({"hash"}));
+  meaningless("recurrent", router.recurrent.has_value(), !use.is({"hash"}));
   meaningless("frozen", router.frozen, !use.is({"hash"}));
   meaningless("share", router.share != defaults.share, !use.is({"hash"}));
-  rules.require(config.moe.balance.bias.update_rate == 0 || use.is({"topk", "noisy_topk"}),
+  rules.require(config.moe.balance.bias.update_rate == 0 || use.is({"topk", "noisy_topk", "dense_backprop_group"}),
                 {"moe.balance.bias.update_rate"},
                 fmt::format("moe.router.type {} does not choose by biased scores", router.type));
 }
@@ -322,6 +286,8 @@ void check_compression(const RunConfig& config, Rules& rules) {
                 "a row of several tokens has no token to draw dropout by; set moe.experts.dropout 0, or this null");
   rules.require(config.moe.router.type != "default_moe", {"moe.dispatch.compression", "moe.router.type"},
                 "router default_moe keeps means of what experts give single tokens; use another, or set this null");
+  rules.require(config.moe.router.type != "dense_backprop_group", {"moe.dispatch.compression", "moe.router.type"},
+                "router dense_backprop_group wants what experts give single tokens; use another, or set this null");
 }
 
 }  // namespace
@@ -329,6 +295,7 @@ void check_compression(const RunConfig& config, Rules& rules) {
 void check_methods(const RunConfig& config, Rules& rules) {
   check_type(config, rules);
   check_options(config, rules);
+  check_single_routers(config, rules);
   check_groups(config, rules);
   check_shared_router(config, rules);
   check_top_p(config, rules);

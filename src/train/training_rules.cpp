@@ -135,6 +135,9 @@ void check_mup(const RunConfig& config, Rules& rules) {
                 fmt::format("mup knows no factor that keeps the weights of router '{}' when the number of experts "
                             "changes; use another router, or model.init: normal",
                             router));
+  rules.require(model.init != model::Init::kMup || !config.moe.enabled || !config.moe.router.recurrent,
+                {"model.init", "moe.router.recurrent"},
+                "mup knows no scale for a router with a state; set moe.router.recurrent: null, or model.init: normal");
 }
 
 }  // namespace

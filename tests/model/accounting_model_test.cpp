@@ -66,6 +66,12 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"default_moe", [](auto& c) { c.moe.router.type = "default_moe"; }},
         Case{"context", [](auto& c) { c.moe.router.context = true; }},
         Case{"context_of_all_layers", [](auto& c) { c.moe.router.context = true, c.moe.router.share = "model"; }},
+        Case{"recurrent", [](auto& c) { c.moe.router.recurrent = {.hidden_size = 6}; }},
+        Case{"recurrent_after_a_dense_layer",
+             [](auto& c) {
+               c.moe.router.recurrent = {.hidden_size = 6};
+               c.moe.layers = moe::LayerPattern{1, 1};
+             }},
         Case{"parallel", [](auto& c) { c.moe.branch = moe::Branch::kParallel; }},
         Case{"pr_moe",
              [](auto& c) {
@@ -82,6 +88,16 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"granular", [](auto& c) { c.moe.granularity = 3; }},
         Case{"shared_with_gate", [](auto& c) { c.moe.num_shared_experts = 2, c.moe.shared_gate = true; }}),
     [](const auto& info) { return info.param.name; });
+
+TEST(AccountingModelRecurrent, EveryLayerComputesTheUnitThatIsCountedOnce) {
+  auto config = testing::tiny_config();
+  config.moe.router.recurrent = {.hidden_size = 6};
+  const auto shape = model::model_shape(config.model, config.moe);
+  const int64_t D = 16, H = 6, E = 4, layers = 2;
+  EXPECT_EQ(model::count_flops(shape, model::Counter::kExact, 12).router, layers * 2 * (D * H + 6 * H * H + H * E));
+  const auto count = model::count_parameters(shape, model::Counter::kExact);
+  EXPECT_EQ(count.layers[0].router - count.layers[1].router, 6 * H * H + 6 * H);
+}
 
 }  // namespace
 }  // namespace conclave

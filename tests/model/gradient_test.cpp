@@ -170,6 +170,20 @@ std::vector<Case> cases() {
          c.moe.router.context = true, c.moe.router.share = "model", c.document_mask = true;
          c.moe.balance.losses = {{LossType::kSwitch, 0.5, Level::kMicro, Convention::kMegatron, Scope::kLayer}};
        }},
+      {"RecurrentRouter",
+       [](TransformerConfig& c) {
+         c.moe.router.recurrent = {.hidden_size = 5};
+         c.moe.balance.losses = {{LossType::kSwitch, 0.5, Level::kMicro, Convention::kMegatron, Scope::kLayer}};
+       }},
+      // The state passes a dense layer by.
+      {"RecurrentOverThreeLayers",
+       [](TransformerConfig& c) {
+         c.model.num_layers = 4, c.moe.layers = std::vector<int64_t>{1, 0, 1, 1};
+         c.moe.router.recurrent = {.hidden_size = 8}, c.moe.router.norm_topk_prob = true;
+       }},
+      // Nothing stands in: the gradient is exact.
+      {"DenseBackpropGroupOfAll",
+       [](TransformerConfig& c) { c.moe.router.type = "dense_backprop_group", c.moe.top_k = 4; }},
       {"ZeroCompute",
        [](TransformerConfig& c) {
          c.moe.router.type = "zero_compute";

@@ -18,6 +18,7 @@
 #include "moe/compression_stages.h"
 #include "moe/dispatch_stages.h"
 #include "moe/home_stage.h"
+#include "moe/stand_in_stages.h"
 #include "support/moe_reference.h"
 
 namespace conclave::testing {
@@ -84,6 +85,7 @@ class MoeLayer {
     moe::RouteSlots of_route{
         .input = slots.input, .weights = slots.weights, .decision = slots.decision, .all_decisions = {slots.decision}};
     if (router->home_terms() > 0) of_route.home = kHome;
+    if (router->wants_stand_ins()) of_route.stand_ins = kStandIns, slots.bare = kBare;
     route->connect(of_route);
     stages_.push_back(std::move(route));
     const auto& compression = config.dispatch.compression;
@@ -97,6 +99,7 @@ class MoeLayer {
     add<moe::ExpertStage>("experts", moe::Experts(parameters_, experts_, dropout), slots);
     add<moe::Combine>("combine", *dispatcher_, slots);
     if (compression) add<moe::Expand>("expand", kCompression);
+    if (router->wants_stand_ins()) add_stand_ins({2, kBare, kReturned});
     if (router->home_terms() == 0) return;
     output_ = kWithHome;
     add<moe::HomeStage>("home", parameters_, vectors_, moe::HomeSlots{7, 0, kHome, kWithHome});
@@ -160,6 +163,12 @@ class MoeLayer {
   }
 
  private:
+  void add_stand_ins(const moe::ReturnSlots& returned) {
+    output_ = kWithStandIns;
+    add<moe::ReturnOutputs>("return", *dispatcher_, returned);
+    add<moe::StandInStage>("stand_ins", comm::Group(),
+                           moe::StandInSlots{7, returned.decision, kStandIns, {returned}, kWithStandIns});
+  }
   template <typename View>
   ReferenceWeights views(View view) const {
     std::vector<Tensor> gate_up, down;
@@ -178,7 +187,8 @@ class MoeLayer {
         std::make_unique<S>(nn::StageSite{name, static_cast<int>(stages_.size())}, std::forward<Args>(args)...));
   }
 
-  static constexpr nn::Slot kHome = 8, kWithHome = 9, kTokens = 10, kOutputs = 11, kSlots = 17;
+  static constexpr nn::Slot kHome = 8, kWithHome = 9, kTokens = 10, kOutputs = 11, kStandIns = 17, kBare = 18,
+                            kReturned = 19, kWithStandIns = 20, kSlots = 21;
   static constexpr moe::CompressionSlots kCompression{.input = 0,
                                                       .weights = 1,
                                                       .decision = 2,

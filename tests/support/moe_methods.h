@@ -76,6 +76,11 @@ inline std::vector<Method> shape_methods() {
          c.router.norm_topk_prob = true;
          balanced(c);
        }},
+      {"RecurrentRouter", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.recurrent = {.hidden_size = 8};
+         balanced(c);
+       }},
       {"PrMoe", 8, 1,
        [=](MoeConfig& c) {
          c.branch = Branch::kParallel;
@@ -137,6 +142,27 @@ inline std::vector<Method> compression_methods() {
                                     c.router.norm_topk_prob = true;
                                     c.capacity.factor = 1.0;
                                   }}};
+}
+
+// Routers whose logits learn as in a mixture of all experts.
+inline std::vector<Method> dense_gradient_methods() {
+  using namespace moe;
+  return {
+      {"DefaultMoe", 8, 2,
+       [](MoeConfig& c) {
+         c.router.type = "default_moe";
+         c.router.default_moe = {.decay = 0.5};
+         c.router.routed_scaling_factor = 1.5;
+         c.balance.losses = {{.type = LossType::kSwitch, .coef = 0.1}, {.type = LossType::kZ, .coef = 0.1}};
+       }},
+      {"DenseBackpropGroup", 8, 3,
+       [](MoeConfig& c) {
+         c.router.type = "dense_backprop_group";
+         c.router.routed_scaling_factor = 1.5;
+         c.balance.bias.update_rate = 1e-3;
+         c.balance.losses = {{.type = LossType::kSwitch, .coef = 0.1}, {.type = LossType::kZ, .coef = 0.1}};
+       }},
+  };
 }
 
 // Methods with routers, losses and drop policies of their own.
@@ -208,13 +234,6 @@ inline std::vector<Method> own_router_methods() {
        [=](MoeConfig& c) {
          c.router.type = "base";
          losses(c, {LossType::kZ});
-       }},
-      {"DefaultMoe", 8, 2,
-       [=](MoeConfig& c) {
-         c.router.type = "default_moe";
-         c.router.default_moe = {.decay = 0.5};
-         c.router.routed_scaling_factor = 1.5;
-         losses(c, {LossType::kSwitch, LossType::kZ});
        }},
       {"ExpertChoice", 8, 2,
        [=](MoeConfig& c) {
@@ -291,10 +310,11 @@ inline std::vector<Method> own_router_methods() {
   };
 }
 
-// Both.
+// All three.
 inline std::vector<Method> router_methods() {
   auto methods = own_router_methods();
-  for (auto& method : shape_methods()) methods.push_back(std::move(method));
+  for (const auto& more : {dense_gradient_methods(), shape_methods()})
+    methods.insert(methods.end(), more.begin(), more.end());
   return methods;
 }
 

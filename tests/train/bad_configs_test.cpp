@@ -166,14 +166,31 @@ const std::vector<BadConfig> kUnbuilt = {
     {"DropoutOfAll", "moe: {experts: {dropout: 1}}\n", "3:26", "less than 1"},
     {"DropoutInBf16", "moe: {experts: {dropout: 0.1}}\ntrain: {precision: bf16}\n", "3:26",
      "not built yet: dropout in experts"},
-    {"DenseBackpropGroup", "moe: {router: {type: dense_backprop_group}}\n", "3:22",
-     "not built yet: 'dense_backprop_group'"},
+    {"GroupedOfOne", "moe: {top_k: 1, router: {type: dense_backprop_group}}\n", "3:14", "so that nothing stands in"},
+    {"GroupedWithCapacity", "moe: {router: {type: dense_backprop_group}, capacity: {factor: 2}}\n", "3:64",
+     "a capacity refuses some; set null"},
+    {"GroupedAndNormalised", "moe: {router: {type: dense_backprop_group, norm_topk_prob: true}}\n", "3:60",
+     "means nothing to moe.router.type dense_backprop_group"},
+    {"RecurrentOfNoSize", "moe: {router: {recurrent: {}}}\n", "3:27", "hidden_size: required"},
+    {"RecurrentAndContext", "moe: {router: {recurrent: {hidden_size: 8}, context: true}}\n", "3:27",
+     "set context false"},
+    {"RecurrentAndJitter", "moe: {router: {recurrent: {hidden_size: 8}, jitter: 0.1}}\n", "3:27", "set jitter 0"},
+    {"RecurrentForAll", "moe: {router: {recurrent: {hidden_size: 8}, share: model}}\n", "3:27", "set share layer"},
+    {"RecurrentHash", "moe: {router: {type: hash, recurrent: {hidden_size: 8}}}\n", "3:39",
+     "means nothing to moe.router.type hash"},
+    {"AutonomyOfExperts", "moe: {router: {type: autonomy_of_experts}}\n", "3:22",
+     "not built yet: 'autonomy_of_experts'"},
     {"Replay", "moe: {router: {replay: ids}}\n", "3:24", "not built yet: replaying"},
     {"MupOfARouterWithoutAFactor",
      "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init: mup}\n"
      "moe: {router: {type: zero_compute}}\n" +
          std::string(kData),
      "1:86", "mup knows no factor"},
+    {"MupOfARouterWithAState",
+     "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, init: mup}\n"
+     "moe: {router: {recurrent: {hidden_size: 8}}}\n" +
+         std::string(kData),
+     "1:86", "mup knows no scale for a router with a state"},
     {"MupBase",
      "!model: {vocab_size: 9, hidden_size: 64, num_layers: 2, num_attention_heads: 4, mup: {base_width: 0}}\n" +
          std::string(kData),

@@ -33,6 +33,7 @@ TEST(DevicePathRules, RefuseWhatIsNotBuiltWithAReasonAndARemedy) {
            {"moe.router.second=random", "a random second expert with train.precision: bf16; use always"},
            {"moe.top_k=[{until: 9, k: 3}, {k: 2}]", "a schedule of top_k with train.precision: bf16; use one number"},
            {"moe.router.context=true", "a router with a context with train.precision: bf16; set false"},
+           {"moe.router.recurrent={hidden_size: 8}", "a router with a state with train.precision: bf16; set null"},
            {"moe.branch=parallel", "a dense FFN beside the experts with train.precision: bf16; use serial"},
            {"moe.router.jitter=0.1", "jitter with train.precision: bf16; set 0"},
            {"moe.capacity.factor=1.25", "capacity limits with train.precision: bf16; set null (dropless)"},

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What depends on which rank computes an expert: mean outputs that stand in for experts (Default MoE), and dropout
-// inside them. Beside the layouts that every method passes: parts of an expert's width, recomputation, steps that are
-// left out, evaluations between steps.
+// What depends on which rank computes an expert: mean outputs that stand in for experts (Default MoE, grouped dense
+// backpropagation), and dropout inside them. Beside the layouts that every method passes: parts of an expert's width,
+// recomputation, steps that are left out, evaluations between steps.
 #include "support/moe_methods.h"
 #include "support/ranks.h"
 #include "train/layout_runs.h"
@@ -26,6 +26,26 @@ LayoutCase default_moe(const std::function<void(train::RunConfig&)>& more = [](a
 LayoutCase dropout(const std::function<void(train::RunConfig&)>& more = [](auto&) {}) {
   return {.name = "Dropout", .change = [more](train::RunConfig& config) {
             config.moe.experts.dropout = 0.25;
+            config.model.num_key_value_heads = 4;
+            config.train.micro_batch_size = 4;
+            more(config);
+          }};
+}
+
+LayoutCase grouped(const std::function<void(train::RunConfig&)>& more = [](auto&) {}) {
+  return {.name = "Grouped", .change = [more](train::RunConfig& config) {
+            config.moe.balance = {};
+            config.moe.router.type = "dense_backprop_group";
+            config.moe.top_k = 3;
+            config.model.num_key_value_heads = 4;
+            config.train.micro_batch_size = 4;
+            more(config);
+          }};
+}
+
+LayoutCase recurrent(const std::function<void(train::RunConfig&)>& more = [](auto&) {}) {
+  return {.name = "Recurrent", .change = [more](train::RunConfig& config) {
+            config.moe.router.recurrent = {.hidden_size = 16};
             config.model.num_key_value_heads = 4;
             config.train.micro_batch_size = 4;
             more(config);
@@ -80,9 +100,18 @@ TEST(ExpertTermsRanks, ATokenLosesTheSameActivationsWhereverExpertsAndTheirParts
   }
 }
 
+TEST(ExpertTermsRanks, WhatStandsInIsTheSameWhereverExpertsAndTheirPartsAre) {
+  const auto alone = run_layout({}, {}, grouped(), kFast);
+  for (const Layout& layout : kPartsOfExperts) {
+    SCOPED_TRACE(fmt::format("dp {} ep {} tp {} etp {}", layout.dp, layout.ep, layout.tp, layout.etp));
+    run_ranks(layout.ranks(),
+              [&](const comm::Group& world) { expect_close(run_layout(world, layout, grouped(), kFast), alone); });
+  }
+}
+
 TEST(ExpertTermsRanks, RecomputationMovesNoMeanAndDrawsTheSame) {
   using model::Recompute;
-  for (const auto& make : {default_moe, dropout}) {
+  for (const auto& make : {default_moe, dropout, grouped, recurrent}) {
     const auto kept = run_layout({}, {}, make([](auto&) {}), kCanonical);
     for (const auto recompute : {Recompute::kSelective, Recompute::kFfn, Recompute::kFull}) {
       for (const auto rows : {moe::BackwardRows::kKeep, moe::BackwardRows::kResend}) {

@@ -33,6 +33,24 @@ TEST(FrozenRouter, StaysAsItWasDrawnWhileAllElseMoves) {
   EXPECT_EQ(routers, 2 * 3) << "weights and moments of two layers";
 }
 
+TEST(FrozenRouter, WithAStateKeepsWhatCarriesIt) {
+  auto still = frozen();
+  still.change = [change = still.change](auto& config) {
+    change(config);
+    config.moe.router.recurrent = {.hidden_size = 8};
+  };
+  RankRun run({}, {}, still, kCanonical);
+  const auto before = run.all_state();
+  run.step(0);
+  int64_t parts = 0;
+  for (const auto& [key, bytes] : run.all_state()) {
+    if (key.find("moe.router.") == std::string::npos || !key.ends_with(" param")) continue;
+    ++parts;
+    EXPECT_TRUE(bytes == before.at(key)) << key;
+  }
+  EXPECT_EQ(parts, 2 * 2 + 4) << "router and projection of two layers, the unit";
+}
+
 TEST(FrozenRouter, IsNoPartOfTheGradientNorm) {
   RankRun run({}, {}, frozen(), kCanonical);
   const auto report = run.step(0);

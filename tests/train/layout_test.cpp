@@ -111,18 +111,25 @@ TEST_P(RouterLayoutRanks, TensorParallelRanksDecideTogether) {
   });
 }
 
-// One sequence over both ranks: what a token learns from the contexts of later ones comes from the other rank.
+// One sequence over both ranks: what a token learns from the contexts of later ones, or from what stands in for an
+// expert, comes from the other rank.
 TEST(RouterContextRanks, ASequenceMayLieOnTwoRanks) {
-  const LayoutCase context{.name = "Context", .change = [](auto& config) {
-                             config.moe.router.context = true;
-                             config.moe.balance = {};
-                             config.train.micro_batch_size = 1;
-                           }};
-  const auto alone = run_layout({}, {}, context, kFast);
-  run_ranks(2, [&](const comm::Group& world) {
-    for (const bool sequence_parallel : {true, false})
-      expect_close(run_layout(world, {.tp = 2, .sequence_parallel = sequence_parallel}, context, kFast), alone);
-  });
+  const std::vector<LayoutCase> cases = {
+      {.name = "Context", .change = [](auto& config) { config.moe.router.context = true; }},
+      {.name = "DenseBackpropGroup",
+       .change = [](auto& config) { config.moe.router.type = "dense_backprop_group", config.moe.top_k = 3; }}};
+  for (LayoutCase one : cases) {
+    one.change = [change = one.change](auto& config) {
+      change(config);
+      config.moe.balance = {};
+      config.train.micro_batch_size = 1;
+    };
+    const auto alone = run_layout({}, {}, one, kFast);
+    run_ranks(2, [&](const comm::Group& world) {
+      for (const bool sequence_parallel : {true, false})
+        expect_close(run_layout(world, {.tp = 2, .sequence_parallel = sequence_parallel}, one, kFast), alone);
+    });
+  }
 }
 
 TEST_P(RouterLayoutRanks, AStateThatWasSavedGoesOnWithTheSameBits) { expect_resume_keeps_the_bits(GetParam()); }
@@ -242,6 +249,7 @@ TEST(LayoutThreads, SizesThatTheStartUpCheckAcceptsHaveTheSameBitsOnAnyThreads) 
       {.name = "OddHeads", .change = [](auto& config) { config.model.head_dim = 10; }},
       {.name = "OddVocabulary", .change = [](auto& config) { config.model.vocab_size = 91; }},
       {.name = "OddLength", .change = [](auto& config) { config.data.seq_len = config.model.max_seq_len = 131; }},
+      {.name = "OddState", .change = [](auto& config) { config.moe.router.recurrent = {.hidden_size = 12}; }},
       {.name = "GatedSharedExpert", .change = [](auto& config) { config.moe.shared_gate = true; }}};
   int accepted = 0;
   for (auto size : sizes) {

@@ -7,9 +7,9 @@
 //   Ê_e ← β Ê_e + (1 − β) mean of E_e(x) over the step's tokens that e computed; from zero, unmoved where it had none.
 // The paper moves Ê before the step uses it, so that it holds later tokens of the same sequence (class C3); here it
 // moves after the update, with the figures of the whole global batch, and is of class C2.
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
+#include "moe/dense_gradient.h"
 #include "moe/gate.h"
 #include "moe/output_sums.h"
 #include "moe/router.h"
@@ -50,9 +50,8 @@ class DefaultMoeRouter : public Router {
     });
   }
   Tensor backward(const Choice& choice, const ChoiceGradients& gradients) const override {
-    Tensor dlogits = at::empty_like(choice.probs_TE);
-    by_dtype(dlogits, [&](auto zero) { differentiate<decltype(zero)>(choice, gradients, dlogits); });
-    return plus(dlogits, gradients.logits_TE);
+    const Tensor of_means = gradients.home_TV.narrow(1, 1, experts_).contiguous();
+    return plus(dense_gradient(choice, gradients.weights_C, of_means, scale_), gradients.logits_TE);
   }
   bool backward_reads_logits() const override { return false; }
 
@@ -75,22 +74,6 @@ class DefaultMoeRouter : public Router {
   }
 
  private:
-  template <typename T>
-  void differentiate(const Choice& choice, const ChoiceGradients& gradients, Tensor& dlogits_TE) const {
-    const auto dweights = elements<T>(gradients.weights_C), dz = elements<T>(dlogits_TE);
-    const std::span<const T> probs = elements<T>(choice.probs_TE), dhome = elements<T>(gradients.home_TV);
-    std::vector<T> a(experts_);  // of one token: what a probability gains
-    for (int64_t t = 0; t < choice.tokens(); ++t) {
-      for (int64_t e = 0; e < experts_; ++e) a[e] = dhome[t * home_terms() + 1 + e];
-      for (int32_t i = choice.picks.offsets_T1[t]; i < choice.picks.offsets_T1[t + 1]; ++i)
-        a[choice.picks.ids_C[i]] = dweights[i];
-      const std::span<const T> p = probs.subspan(t * experts_, experts_);
-      T inner = 0;
-      for (int64_t e = 0; e < experts_; ++e) inner += p[e] * a[e];
-      for (int64_t e = 0; e < experts_; ++e) dz[t * experts_ + e] = static_cast<T>(scale_) * p[e] * (a[e] - inner);
-    }
-  }
-
   double decay_, scale_;
   int64_t experts_;
   Gate gate_;
