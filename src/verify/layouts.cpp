@@ -139,13 +139,13 @@ std::string dispatch_name_of(const Layout& layout) {
       layout.payload == moe::DispatchPayload::kSame ? "" : fmt::format(" {}", config::enum_name(layout.payload)));
 }
 
-Promise promise_of(const Layout& layout, bool inexact) {
+Promise promise_of(const Layout& layout, bool compressed) {
   if (layout.payload != moe::DispatchPayload::kSame) return Promise::kMeasured;
   // Partial sums per host, rank or chunk round differently.
   const bool other_sums = layout.dispatch == DispatchType::kHierarchical ||
                           layout.dispatch == DispatchType::kAllGather || layout.executor == ExecutorType::kChunked;
   const bool bitwise = layout.reduction == Reduction::kCanonical && layout.tp == 1 && !other_sums;
-  return bitwise ? Promise::kBitwise : inexact ? Promise::kMeasured : Promise::kClose;
+  return bitwise ? Promise::kBitwise : compressed ? Promise::kMeasured : Promise::kClose;
 }
 
 train::RunConfig with_layout(const train::RunConfig& config, const Layout& layout) {

@@ -40,10 +40,9 @@ enum class Promise {
   kClose,     // one step from equal state: loss, norm and each tensor's gradient within 1e-5, expert ids replayed
   kMeasured,  // the same comparison, of which nothing is promised but that numbers are finite
 };
-// `inexact`: nothing is promised where it is not the same bits. So it is with moe.dispatch.compression, where a row's
-// last bit may choose another bucket and ranks of tp have buckets of their own tokens, and with gradients that travel
-// as bf16, rounded for each rank.
-Promise promise_of(const Layout& layout, bool inexact = false);
+// `compressed`: rows travel as means of buckets (moe.dispatch.compression). A row's last bit may choose another bucket,
+// and ranks of tp have buckets of their own tokens: what is not bitwise is not promised at all.
+Promise promise_of(const Layout& layout, bool compressed = false);
 
 // `config` under `layout`. Throws ConfigError where they do not fit.
 train::RunConfig with_layout(const train::RunConfig& config, const Layout& layout);

@@ -43,7 +43,7 @@ std::vector<std::string> unpromised(const std::vector<Row>& rows) {
   };
   std::vector<std::string> reasons;
   if (any(true)) reasons.emplace_back("payloads that round");
-  if (any(false)) reasons.emplace_back("compressed rows, or gradients that are rounded, over other sums");
+  if (any(false)) reasons.emplace_back("compressed rows over other sums");
   return reasons;
 }
 

@@ -19,11 +19,7 @@ struct Comparison {
   const VerifyOptions& options;
   const Reference& reference;
 
-  Promise promise() const {
-    const bool compressed = config.moe.dispatch.compression.has_value(),
-               rounds = config.parallel.gradient_payload != parallel::GradientPayload::kSame;
-    return promise_of(layout, compressed || rounds);
-  }
+  Promise promise() const { return promise_of(layout, config.moe.dispatch.compression.has_value()); }
 };
 
 std::string to_text(const std::vector<Measure>& measures) {
