@@ -69,7 +69,7 @@ TEST(Capacity, AdmitsThePairsOfTheDefinition) {
       if (keep[i]) mask[i / k][choice.picks.ids_C[i]] = 1.0;
       weights[i / k][choice.picks.ids_C[i]] = choice.weights_C[i];
     }
-    for (const auto policy : {DropPolicy::kPosition, DropPolicy::kScore}) {
+    for (const auto policy : {DropPolicy::kPosition, DropPolicy::kScore, DropPolicy::kSlot, DropPolicy::kBpr}) {
       const Tensor expected = conclave::testing::admitted_by_definition(weights, mask, policy, capacity);
       int64_t dropped = 0;
       const Tensor actual = admitted(choice, policy, capacity, keep, dropped);

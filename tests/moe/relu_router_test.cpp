@@ -14,6 +14,8 @@
 namespace conclave::moe {
 namespace {
 
+using conclave::testing::decided;
+using conclave::testing::LayerResult;
 using conclave::testing::MoeLayer;
 using conclave::testing::random_batch;
 using conclave::testing::Routed;
@@ -35,6 +37,66 @@ TEST(ReluRouter, ATokenWithoutExpertsGetsNothing) {
   MoeLayer layer(config, {.experts = 8, .top_k = 2}, at::kDouble);
   const Tensor x = at::zeros({5, 6}, at::kDouble);
   EXPECT_EQ(layer.run(random_batch(1, 5, 23, 1), x, at::ones_like(x)).y.abs().max().item<double>(), 0.0);
+}
+
+// Logits of expert 0 are `logit` for every token, those of the others −1.
+LayerResult at_logit(double logit, const Tensor& dy) {
+  MoeConfig config;
+  config.router.type = "relu";
+  MoeLayer layer(config, {.experts = 4, .top_k = 2}, at::kDouble);
+  layer.router().zero_();
+  layer.router().select(1, 0).fill_(-1);
+  layer.router().select(1, 0)[0] = logit;
+  Tensor x = random_tensor({5, 6}, at::kDouble, 2);
+  x.select(1, 0).fill_(1);
+  return layer.run(random_batch(1, 5, 23, 1), x, dy);
+}
+
+TEST(ReluRouter, OutputsAreContinuousWhereAnExpertStarts) {
+  const Tensor dy = random_tensor({5, 6}, at::kDouble, 3);
+  const LayerResult on = at_logit(1e-9, dy), off = at_logit(-1e-9, dy);
+  EXPECT_LT((on.y - off.y).abs().max().item<double>(), 1e-8);
+  EXPECT_EQ(off.drouter.abs().max().item<double>(), 0.0);
+  EXPECT_EQ(off.dx.abs().max().item<double>(), 0.0);
+  EXPECT_EQ(off.y.abs().max().item<double>(), 0.0) << "no expert, no output";
+  // On the side where the expert is used its weight has the slope that finite differences see.
+  const double h = 1e-6,
+               slope = ((at_logit(1e-3 + h, dy).y - at_logit(1e-3 - h, dy).y) * dy).sum().item<double>() / (2 * h);
+  EXPECT_NEAR(at_logit(1e-3, dy).drouter[0][0].item<double>(), slope, 1e-7 * std::max(1.0, std::abs(slope)));
+  EXPECT_EQ(at_logit(-1e-3, dy).drouter.abs().max().item<double>(), 0.0);
+}
+
+TEST(L1Loss, GradientIsTheCoefficientTimesTheShareOverLayersAndTokens) {
+  const int64_t T = 12, E = 8, k = 2, layers = 2;
+  for (const bool balance : {true, false}) {
+    Routed setup({.type = "relu"}, {.experts = E, .top_k = k}, T);
+    setup.batch.segment_ids[T - 1] = -1, setup.batch.loss_mask[T - 1] = 0;
+    BalanceConfig config;
+    config.losses = {{.type = LossType::kL1, .l1 = L1Config{.balance = balance}}};
+    const Balancer balancer(config);
+    ModelState state{{setup.state, setup.state}, {}};
+    const std::vector<int64_t> experts{E, E};
+    balancer.declare(experts, state);
+    state.shared.values<int64_t>("l1.exponent")[0] = 3;
+    const std::vector<Decision> decisions{decided(setup, random_tensor({T, E}, at::kDouble, 4)),
+                                          decided(setup, random_tensor({T, E}, at::kDouble, 5))};
+    const std::vector<const Decision*> all{&decisions[0], &decisions[1]};
+    for (int layer = 0; layer < layers; ++layer) {
+      ChoiceGradients gradients;
+      balancer.add_gradient({all, state, setup.batch}, layer, gradients);
+      const Picks& picks = decisions[layer].choice.picks;
+      std::vector<double> uses(E, 0.0);
+      for (int64_t t = 0; t + 1 < T; ++t)
+        for (const int32_t e : picks.of(t)) ++uses[e];
+      for (int64_t t = 0; t < T; ++t) {
+        for (int32_t i = picks.offsets_T1[t]; i < picks.offsets_T1[t + 1]; ++i) {
+          const double f = balance ? E * uses[picks.ids_C[i]] / (k * (T - 1.0)) : 1.0;
+          const double expected = t == T - 1 ? 0.0 : (T - 1) * 1e-8 * 1.2 * 1.2 * 1.2 * f / (layers * (T - 1.0));
+          EXPECT_NEAR(gradients.weights_C[i].item<double>(), expected, 1e-20) << "layer " << layer << " pick " << i;
+        }
+      }
+    }
+  }
 }
 
 TEST(L1Controller, MovesByOneFactorTowardsTheWantedNumber) {

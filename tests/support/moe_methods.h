@@ -301,6 +301,36 @@ inline std::vector<Method> own_router_methods() {
          c.router.share = "model";
          losses(c, {LossType::kSwitch});
        }},
+      {"GshardSlot", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.norm_topk_prob = true;
+         c.router.second = "random";
+         c.router.second_threshold = 0.6;
+         capacity(c, 0.75, DropPolicy::kSlot);
+         losses(c, {LossType::kSwitch});
+       }},
+      {"RandomTokensRenormalised", 8, 2,
+       [=](MoeConfig& c) {
+         capacity(c, 0.75, DropPolicy::kRandom);
+         c.capacity.renormalize = true;
+         losses(c, {LossType::kSwitch});
+       }},
+      {"HashPrevious", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.type = "hash";
+         c.router.hash.emplace().feature = HashFeature::kPrevious;
+       }},
+      {"BiasProportionalCentred", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.score = Score::kSigmoid;
+         c.router.norm_topk_prob = true;
+         c.balance.bias = {.update_rate = 0.05, .rule = BiasRule::kProportional, .center = true};
+       }},
+      {"MixtralModelScope", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.score_before_topk = false;
+         c.balance.losses = {{.coef = 0.1, .convention = Convention::kHuggingface, .scope = Scope::kModel}};
+       }},
       {"ReMoe", 8, 2,
        [=](MoeConfig& c) {
          c.router.type = "relu";

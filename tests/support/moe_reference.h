@@ -20,6 +20,7 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <numeric>
 #include <vector>
@@ -59,23 +60,40 @@ inline Tensor reference_weights(const Tensor& logits_TE, const Tensor& mask_TE, 
 }
 
 // The admitted set by its definition, O(T·E) questions of O(T·k): a pair is admitted when fewer than `capacity` pairs
-// of its expert come before it. Position: earlier tokens. Score: larger weights, of equal ones earlier tokens.
+// of its expert come before it. Position: earlier tokens. Score: larger weights, of equal ones earlier tokens. Slot:
+// what a token wants more, then earlier tokens. Bpr: what a token wants more, then tokens with larger best weights,
+// then earlier ones. A token wants more what has the larger weight, of equal ones the lower expert.
 inline Tensor admitted_by_definition(const Tensor& weights_TE, const Tensor& mask_TE, moe::DropPolicy policy,
                                      int64_t capacity) {
   const Tensor weights = weights_TE.detach().to(at::kDouble), mask = mask_TE.to(at::kDouble);
   Tensor admitted = at::zeros_like(mask);
   const auto w = weights.accessor<double, 2>(), chosen = mask.accessor<double, 2>();
   auto keep = admitted.accessor<double, 2>();
+  const auto place = [&](int64_t t, int64_t e) {
+    double slot = 0, most = 0;
+    for (int64_t other = 0; other < mask.size(1); ++other) {
+      if (chosen[t][other] == 0) continue;
+      slot += w[t][other] > w[t][e] || (w[t][other] == w[t][e] && other < e);
+      most = std::max(most, w[t][other]);
+    }
+    const auto token = static_cast<double>(t);
+    switch (policy) {
+      case moe::DropPolicy::kScore:
+        return std::array{-w[t][e], token, 0.0};
+      case moe::DropPolicy::kSlot:
+        return std::array{slot, token, 0.0};
+      case moe::DropPolicy::kBpr:
+        return std::array{slot, -most, token};
+      default:
+        return std::array{token, 0.0, 0.0};
+    }
+  };
   for (int64_t t = 0; t < mask.size(0); ++t) {
     for (int64_t e = 0; e < mask.size(1); ++e) {
       if (chosen[t][e] == 0) continue;
       int64_t before = 0;
-      for (int64_t other = 0; other < mask.size(0); ++other) {
-        if (chosen[other][e] == 0 || other == t) continue;
-        const bool earlier = other < t;
-        const bool by_score = w[other][e] > w[t][e] || (w[other][e] == w[t][e] && earlier);
-        before += policy == moe::DropPolicy::kPosition ? earlier : by_score;
-      }
+      for (int64_t other = 0; other < mask.size(0); ++other)
+        before += chosen[other][e] != 0 && place(other, e) < place(t, e);
       keep[t][e] = before < capacity;
     }
   }
