@@ -124,9 +124,13 @@ Tensor Experts::backward_input(const Segments& segments, const Rows& in, const T
 }
 
 void Experts::outputs(const Segments& segments, const Saved& saved, Tensor& out_RD) const {
-  Tensor act = at::empty({saved.h_R2F.size(0), saved.h_R2F.size(1) / 2}, saved.h_R2F.options());
-  kernels::swiglu(saved.h_R2F, {}, act);
-  product(segments, act, &ExpertWeights::down_DF, true, out_RD);
+  const HiddenRows hidden = hidden_rows(segments);
+  Tensor act = hidden.empty(1, out_RD.options());
+  for (const auto& run : hidden.runs()) {
+    Tensor act_RF = hidden.run(run, act);
+    kernels::swiglu(hidden.run(run, saved.h), {}, act_RF);
+  }
+  product(segments, rows_of(hidden, act), &ExpertWeights::down_DF, true, rows_of(segments, out_RD));
 }
 
 void Experts::add_outputs(const Segments& segments, const Saved& saved, OutputSums& sums) const {
