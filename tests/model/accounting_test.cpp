@@ -389,20 +389,5 @@ TEST(AccountingMemory, ActivationsGrowWithTokensAndLayers) {
   EXPECT_GT(bytes(shape, 128), 4 * 128 * 4 * (2 * 2 * 96));
 }
 
-TEST(AccountingMemory, BucketsOfRowsAndGradientsAsBf16TakeRoom) {
-  moe::MoeConfig moe;
-  const auto plain = model_shape(small_model(), moe);
-  moe.dispatch.compression.emplace();
-  const auto compressed = model_shape(small_model(), moe);
-  // A mean and a result for each of two rows of a token.
-  const auto layers = std::ssize(plain.layers);
-  EXPECT_EQ(rank_bytes(compressed, {.micro_batch_tokens = 128}).activations,
-            rank_bytes(plain, {.micro_batch_tokens = 128}).activations + 4 * 128 * layers * 2 * 2 * 64);
-  MemoryPlan plan{.dp = 2, .micro_batches = 2, .micro_batch_tokens = 128};
-  const int64_t received = rank_bytes(plain, plan).received;
-  plan.gradient_payload = parallel::GradientPayload::kBf16;
-  EXPECT_EQ(rank_bytes(plain, plan).received, 2 * received);
-}
-
 }  // namespace
 }  // namespace conclave::model
