@@ -122,9 +122,7 @@ struct LoryConfig {
 struct RecurrentConfig {
   int64_t hidden_size = 1;
   void fields(auto&& field) {
-    field("hidden_size", hidden_size,
-          "numbers of the state of a token that the router reads, from MoE layer to MoE layer (RMoE)",
-          config::kRequiredSize);
+    field("hidden_size", hidden_size, "numbers of a token's state; a multiple of 8 is fastest", config::kRequiredSize);
   }
 };
 

@@ -301,19 +301,35 @@ inline std::vector<Method> own_router_methods() {
          c.router.share = "model";
          losses(c, {LossType::kSwitch});
        }},
+      {"ReMoe", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.type = "relu";
+         losses(c, {LossType::kL1});
+         c.balance.losses[0].l1.emplace().start = 0.05;
+       }},
+  };
+}
+
+// Combinations of options of methods above.
+inline std::vector<Method> combined_methods() {
+  using namespace moe;
+  const auto drops = [](MoeConfig& c, DropPolicy policy) {
+    c.capacity.factor = 0.75;
+    c.capacity.policy = policy;
+    c.balance.losses = {{.coef = 0.1}};
+  };
+  return {
       {"GshardSlot", 8, 2,
        [=](MoeConfig& c) {
          c.router.norm_topk_prob = true;
          c.router.second = "random";
          c.router.second_threshold = 0.6;
-         capacity(c, 0.75, DropPolicy::kSlot);
-         losses(c, {LossType::kSwitch});
+         drops(c, DropPolicy::kSlot);
        }},
       {"RandomTokensRenormalised", 8, 2,
        [=](MoeConfig& c) {
-         capacity(c, 0.75, DropPolicy::kRandom);
+         drops(c, DropPolicy::kRandom);
          c.capacity.renormalize = true;
-         losses(c, {LossType::kSwitch});
        }},
       {"HashPrevious", 8, 2,
        [=](MoeConfig& c) {
@@ -331,19 +347,13 @@ inline std::vector<Method> own_router_methods() {
          c.router.score_before_topk = false;
          c.balance.losses = {{.coef = 0.1, .convention = Convention::kHuggingface, .scope = Scope::kModel}};
        }},
-      {"ReMoe", 8, 2,
-       [=](MoeConfig& c) {
-         c.router.type = "relu";
-         losses(c, {LossType::kL1});
-         c.balance.losses[0].l1.emplace().start = 0.05;
-       }},
   };
 }
 
 // All three.
 inline std::vector<Method> router_methods() {
   auto methods = own_router_methods();
-  for (const auto& more : {dense_gradient_methods(), shape_methods()})
+  for (const auto& more : {combined_methods(), dense_gradient_methods(), shape_methods()})
     methods.insert(methods.end(), more.begin(), more.end());
   return methods;
 }
