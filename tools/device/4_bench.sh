@@ -3,8 +3,8 @@
 # One MoE layer and the training step, the step beside a peer's.
 # shellcheck source=tools/device/common.sh
 source "$(dirname "$0")/common.sh"
-usage_if_asked "Measures on the GPU: one MoE layer in bf16 in four shapes that are published for others, and the training step of four
-models, OLMoE's dimensions with 8 layers the largest. With PEER=/path/to/hf_step.py (a script that takes --model, --dtype, --device and prints a line of JSON) the same models
+usage_if_asked "Measures on the GPU: one MoE layer in bf16 in four shapes that are published for others, and the training step of five
+models, OLMoE's dimensions with 8 layers and Mixtral's with 2 the largest. With PEER=/path/to/hf_step.py (a script that takes --model, --dtype, --device and prints a line of JSON) the same models
 through it, in the same minutes." "$@"
 need_gpus 1
 
@@ -42,6 +42,8 @@ step() {
 }
 # Those that fill a GPU first, should time run out.
 step olmoe-8l configs/bench/olmoe-8l.yaml bf16 gpu-olmoe-8l
+# The peer's script knows no slice of Mixtral.
+PEER="" step mixtral-2l configs/bench/mixtral-2l.yaml bf16
 step remoe-182m configs/bench/remoe-182m.yaml bf16
 for dtype in fp32 bf16; do
   step small-mixtral configs/presets/small-mixtral.yaml "$dtype"
