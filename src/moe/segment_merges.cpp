@@ -4,7 +4,7 @@
 namespace conclave::moe {
 namespace {
 
-// Whether a piece of `first` ends before token t although both are of one sequence.
+// Whether a piece ends before token t: at a multiple of the segment's length in the sequence, or with the document.
 bool breaks(const Batch& batch, int64_t segment, int64_t t) {
   return t % batch.length % segment == 0 || batch.segment_ids[t] != batch.segment_ids[t - 1];
 }
