@@ -8,7 +8,7 @@ namespace conclave::model {
 
 enum class QkNorm { kNone, kHead, kFull };
 enum class NormPlacement { kPre, kPost };
-enum class Init { kNormal, kScaled, kMup };
+enum class Init { kNormal, kScaled, kMup, kFanIn };
 
 // The sizes for which optim.lr, the logits and the scores of attention are as written; other sizes are scaled to behave
 // like these. Read with `init: mup`.
@@ -45,6 +45,7 @@ struct ModelConfig {
   bool tie_embeddings = false;
   Init init = Init::kNormal;
   double init_std = 0.02;
+  double init_scale = 1.0;
   MupConfig mup = {};
   std::optional<config::TextOrList> init_from;
 
@@ -66,9 +67,11 @@ struct ModelConfig {
     field("tie_embeddings", tie_embeddings, "the output head reuses the embedding matrix");
     field("init", init,
           "normal = init_std everywhere, scaled = residual outputs divided by sqrt(2 * num_layers), mup = scales and "
-          "learning rates that carry over to other widths and expert counts");
+          "learning rates that carry over to other widths and expert counts, fan_in = truncated normal of variance "
+          "init_scale / inputs (Switch: 0.1)");
     field("init_std", init_std, "standard deviation of initial weights; with init: mup of the embedding",
           config::kPositive);
+    field("init_scale", init_scale, "variance times inputs of a matrix with init: fan_in", config::kPositive);
     field("mup", mup, "sizes that init: mup is relative to");
     field("init_from", init_from,
           "a run or checkpoint whose weights this run begins with, or a list of dense runs; dense FFNs become experts");
@@ -90,7 +93,9 @@ struct EnumNames<model::NormPlacement> {
 };
 template <>
 struct EnumNames<model::Init> {
-  static constexpr std::array<std::pair<std::string_view, model::Init>, 3> kNames{
-      {{"normal", model::Init::kNormal}, {"scaled", model::Init::kScaled}, {"mup", model::Init::kMup}}};
+  static constexpr std::array<std::pair<std::string_view, model::Init>, 4> kNames{{{"normal", model::Init::kNormal},
+                                                                                   {"scaled", model::Init::kScaled},
+                                                                                   {"mup", model::Init::kMup},
+                                                                                   {"fan_in", model::Init::kFanIn}}};
 };
 }  // namespace conclave::config

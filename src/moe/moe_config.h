@@ -5,22 +5,19 @@
 #include <algorithm>
 #include <numeric>
 
+#include "moe/balance_config.h"
 #include "moe/router_config.h"
 
 namespace conclave::moe {
 
 enum class Branch { kSerial, kParallel, kResidual };
-enum class LossType { kSwitch, kZ, kImportance, kLoad, kL1, kDevice, kCommunication, kVariance, kEntropy, kPenalty };
-enum class Level { kMicro, kSequence, kGlobal };
-enum class Convention { kMegatron, kSwitch, kGshard, kDeepspeed, kHuggingface, kDeepseek };
-enum class Scope { kLayer, kModel };
-enum class BiasRule { kSign, kProportional };
-enum class DropPolicy { kPosition, kSlot, kScore, kRandom, kBpr, kSpill };
+enum class DropPolicy { kPosition, kSlot, kScore, kRandom, kBpr, kSpill, kDevice };
 enum class DispatchType { kAuto, kLocal, kAllToAll, kShared, kHierarchical, kAllGather };
 enum class BackwardRows { kKeep, kResend };
 // The number format of rows that cross between hosts.
 enum class DispatchPayload { kSame, kBf16, kFp8 };
 enum class CompressionType { kLsh };
+enum class Placement { kShadow, kLeastLoaded };
 
 // A stretch of steps with so many experts for each token; the last one has no end.
 struct TopKPhase {
@@ -78,66 +75,6 @@ struct LayerPattern {
   }
 };
 
-// The adaptive coefficient of the L1 loss (ReMoE).
-struct L1Config {
-  double start = 1e-8;
-  double rate = 1.2;
-  bool balance = true;
-  void fields(auto&& field) {
-    field("start", start, "coefficient of the first step", config::kPositive);
-    field("rate", rate, "factor by which a step raises or lowers it", config::Rule{.min = 1, .above_min = true});
-    field("balance", balance, "weigh each expert's part by its share of the picks");
-  }
-};
-
-struct BalanceLoss {
-  LossType type = LossType::kSwitch;
-  double coef = 0.01;
-  Level level = Level::kMicro;
-  Convention convention = Convention::kMegatron;
-  Scope scope = Scope::kLayer;
-  std::optional<int64_t> devices = {};
-  std::optional<int64_t> max_devices = {};
-  std::optional<L1Config> l1 = {};
-
-  void fields(auto&& field) {
-    field(
-        "type", type,
-        "switch = load balance, z = router z-loss, importance and load = squared variation, l1 = sparsity, device and "
-        "communication = over groups of experts, variance = of the weights, entropy = of the scores, penalty = load "
-        "balance by widths of experts");
-    field("coef", coef, "coefficient; l1 has its own", config::kNotNegative);
-    field("level", level, "where expert counts are taken: micro-batch, sequence, or global (counts of the last step)");
-    field("convention", convention, "whose scale of the loss");
-    field("scope", scope, "layer = each layer its own loss, model = all layers together (transformers)");
-    field("devices", devices, "types device and communication: equal groups of neighbouring experts", config::kSize);
-    field("max_devices", max_devices, "type communication: groups that a token is meant to use", config::kSize);
-    field("l1", l1, "options of type l1");
-  }
-};
-
-struct BiasConfig {
-  double update_rate = 0.0;
-  BiasRule rule = BiasRule::kSign;
-  bool center = false;
-
-  void fields(auto&& field) {
-    field("update_rate", update_rate, "step of the loss-free bias per optimizer step; 0 = off", config::kNotNegative);
-    field("rule", rule, "sign or proportional");
-    field("center", center, "subtract the mean bias after each update");
-  }
-};
-
-struct BalanceConfig {
-  std::vector<BalanceLoss> losses;
-  BiasConfig bias;
-
-  void fields(auto&& field) {
-    field("losses", losses, "auxiliary losses, any number");
-    field("bias", bias, "loss-free balancing");
-  }
-};
-
 // Options of the drop policy spill.
 struct SpillConfig {
   std::optional<int64_t> hops = {};
@@ -154,6 +91,7 @@ struct CapacityConfig {
   bool renormalize = false;
   int64_t min = 4;
   std::optional<SpillConfig> spill = {};
+  std::optional<int64_t> devices = {};
 
   void fields(auto&& field) {
     field("factor", factor, "capacity C = max(min, ceil(factor * k * T / E)) per micro-batch; null = dropless");
@@ -162,6 +100,8 @@ struct CapacityConfig {
     field("renormalize", renormalize, "divide the weights that survive by their sum");
     field("min", min, "least capacity", config::kSize);
     field("spill", spill, "options of policy spill");
+    field("devices", devices,
+          "policy device: equal groups of neighbouring experts, each with the capacity of its experts", config::kSize);
   }
 };
 
@@ -198,11 +138,25 @@ struct CompressionConfig {
   }
 };
 
+// Experts whose weights travel to their tokens instead.
+struct PlacementConfig {
+  Placement type = Placement::kShadow;
+  double threshold = 1.0;
+  void fields(auto&& field) {
+    field("type", type,
+          "shadow = a busy expert's weights go to all ranks of its group (FasterMoE); least_loaded = surplus rows of "
+          "busy "
+          "ranks go with the weights to idle ones");
+    field("threshold", threshold, "load of a rank over the mean from which on it gives away", config::Rule{.min = 1});
+  }
+};
+
 struct DispatchConfig {
   DispatchType type = DispatchType::kAuto;
   BackwardRows backward_rows = BackwardRows::kKeep;
   DispatchPayload payload = DispatchPayload::kSame;
   std::optional<CompressionConfig> compression = {};
+  std::optional<PlacementConfig> placement = {};
 
   void fields(auto&& field) {
     field("type", type,
@@ -211,14 +165,27 @@ struct DispatchConfig {
     field("payload", payload,
           "number format of rows between hosts: same = as they are; bf16 = half the bytes, fp8 = a quarter, rounded; "
           "see docs/parallel.md");
+    field("placement", placement, "experts that are computed elsewhere when load is uneven; null = each at its owner");
     field("compression", compression, "rows that travel as the mean of similar ones in training; null = each row");
+  }
+};
+
+// Experts of one size with a router of their own (Slicing and Dicing, arXiv 2605.11689).
+struct ExpertSet {
+  int64_t num_experts = 1;
+  int64_t expert_hidden_size = 1;
+  int64_t top_k = 1;
+  void fields(auto&& field) {
+    field("num_experts", num_experts, "experts of the set", config::kRequiredSize);
+    field("expert_hidden_size", expert_hidden_size, "width of each", config::kRequiredSize);
+    field("top_k", top_k, "of them for each token", config::kSize);
   }
 };
 
 struct MoeConfig {
   bool enabled = true;
   config::IntOrList num_experts = int64_t{8};
-  config::Reserved sets;
+  std::vector<ExpertSet> sets = {};
   Branch branch = Branch::kSerial;
   std::string branch_gate = "none";
   TopK top_k = int64_t{2};
@@ -239,10 +206,8 @@ struct MoeConfig {
   void fields(auto&& field) {
     field("enabled", enabled, "false = the dense twin: each MoE layer becomes a dense one of width k * width + shared");
     field("num_experts", num_experts, "routed experts; or a list, one per MoE layer", config::kSize);
-    field("sets", sets, "heterogeneous expert sets; not built yet",
-          config::Rule{
-              .unbuilt =
-                  "expert sets of several sizes are not built yet; use num_experts, top_k and expert_hidden_size"});
+    field("sets", sets,
+          "sets of experts, each with its own size, router and losses, beside each other in every MoE layer");
     field("branch", branch,
           "serial = experts alone; parallel = a dense FFN of width model.ffn_hidden_size beside them; residual = the "
           "same, and the experts read the block's input (Arctic)");
@@ -278,53 +243,15 @@ struct EnumNames<moe::Branch> {
       {{"serial", moe::Branch::kSerial}, {"parallel", moe::Branch::kParallel}, {"residual", moe::Branch::kResidual}}};
 };
 template <>
-struct EnumNames<moe::LossType> {
-  static constexpr std::array<std::pair<std::string_view, moe::LossType>, 10> kNames{
-      {{"switch", moe::LossType::kSwitch},
-       {"z", moe::LossType::kZ},
-       {"importance", moe::LossType::kImportance},
-       {"load", moe::LossType::kLoad},
-       {"l1", moe::LossType::kL1},
-       {"device", moe::LossType::kDevice},
-       {"communication", moe::LossType::kCommunication},
-       {"variance", moe::LossType::kVariance},
-       {"entropy", moe::LossType::kEntropy},
-       {"penalty", moe::LossType::kPenalty}}};
-};
-template <>
-struct EnumNames<moe::Level> {
-  static constexpr std::array<std::pair<std::string_view, moe::Level>, 3> kNames{
-      {{"micro", moe::Level::kMicro}, {"sequence", moe::Level::kSequence}, {"global", moe::Level::kGlobal}}};
-};
-template <>
-struct EnumNames<moe::Convention> {
-  static constexpr std::array<std::pair<std::string_view, moe::Convention>, 6> kNames{
-      {{"megatron", moe::Convention::kMegatron},
-       {"switch", moe::Convention::kSwitch},
-       {"gshard", moe::Convention::kGshard},
-       {"deepspeed", moe::Convention::kDeepspeed},
-       {"huggingface", moe::Convention::kHuggingface},
-       {"deepseek", moe::Convention::kDeepseek}}};
-};
-template <>
-struct EnumNames<moe::Scope> {
-  static constexpr std::array<std::pair<std::string_view, moe::Scope>, 2> kNames{
-      {{"layer", moe::Scope::kLayer}, {"model", moe::Scope::kModel}}};
-};
-template <>
-struct EnumNames<moe::BiasRule> {
-  static constexpr std::array<std::pair<std::string_view, moe::BiasRule>, 2> kNames{
-      {{"sign", moe::BiasRule::kSign}, {"proportional", moe::BiasRule::kProportional}}};
-};
-template <>
 struct EnumNames<moe::DropPolicy> {
-  static constexpr std::array<std::pair<std::string_view, moe::DropPolicy>, 6> kNames{
+  static constexpr std::array<std::pair<std::string_view, moe::DropPolicy>, 7> kNames{
       {{"position", moe::DropPolicy::kPosition},
        {"slot", moe::DropPolicy::kSlot},
        {"score", moe::DropPolicy::kScore},
        {"random", moe::DropPolicy::kRandom},
        {"bpr", moe::DropPolicy::kBpr},
-       {"spill", moe::DropPolicy::kSpill}}};
+       {"spill", moe::DropPolicy::kSpill},
+       {"device", moe::DropPolicy::kDevice}}};
 };
 template <>
 struct EnumNames<moe::DispatchType> {
@@ -345,6 +272,11 @@ template <>
 struct EnumNames<moe::CompressionType> {
   static constexpr std::array<std::pair<std::string_view, moe::CompressionType>, 1> kNames{
       {{"lsh", moe::CompressionType::kLsh}}};
+};
+template <>
+struct EnumNames<moe::Placement> {
+  static constexpr std::array<std::pair<std::string_view, moe::Placement>, 2> kNames{
+      {{"shadow", moe::Placement::kShadow}, {"least_loaded", moe::Placement::kLeastLoaded}}};
 };
 template <>
 struct EnumNames<moe::DispatchPayload> {

@@ -8,7 +8,7 @@ namespace conclave::moe {
 
 enum class Score { kSoftmax, kSigmoid };
 enum class GroupScore { kAuto, kMax, kTop2 };
-enum class HashTable { kModulo, kRandom };
+enum class HashTable { kModulo, kRandom, kBalanced, kClustered, kDispersed };
 enum class HashFeature { kCurrent, kPrevious };
 enum class FirstSegment { kUniform, kOwn };
 
@@ -21,8 +21,15 @@ struct NoisyTopKConfig {
 struct HashConfig {
   HashTable table = HashTable::kModulo;
   HashFeature feature = HashFeature::kCurrent;
+  int64_t sample = 1 << 20;
+  std::optional<std::string> embeddings = {};
   void fields(auto&& field) {
-    field("table", table, "expert of a token id: modulo = id mod E, random = drawn once");
+    field("table", table,
+          "expert of a token id: modulo = id mod E, random = drawn once, balanced = frequent ids spread evenly, "
+          "clustered "
+          "= ids of similar embeddings together, dispersed = those apart");
+    field("sample", sample, "tokens of the training data that table balanced counts", config::kSize);
+    field("embeddings", embeddings, "a run whose embeddings tables clustered and dispersed compare");
     field("feature", feature, "whose id: the token's own, or the one before it in the document");
   }
 };
@@ -101,8 +108,19 @@ struct BaseConfig {
 
 struct DefaultMoeConfig {
   double decay = 0.9;
+  bool update_after_use = true;
   void fields(auto&& field) {
     field("decay", decay, "of each expert's mean output, once per optimizer step", config::kDecayRate);
+    field("update_after_use", update_after_use,
+          "means of the steps before; false = of this micro-batch too (the paper), which sees later tokens");
+  }
+};
+
+struct AutonomyConfig {
+  int64_t rank = 1;
+  void fields(auto&& field) {
+    field("rank", rank, "inner width of each expert's factorised gate; its norm is the expert's score",
+          config::kRequiredSize);
   }
 };
 
@@ -126,6 +144,15 @@ struct RecurrentConfig {
   }
 };
 
+// Bounds what crosses between hosts, for any router that picks.
+struct TopologyConfig {
+  double remote_share = 1.0;
+  void fields(auto&& field) {
+    field("remote_share", remote_share, "picks of a rank's micro-batch that may go to experts on other hosts, of all",
+          config::Rule{.min = 0, .max = 1});
+  }
+};
+
 struct RouterConfig {
   std::string type = "topk";
   Score score = Score::kSoftmax;
@@ -139,6 +166,9 @@ struct RouterConfig {
   double second_threshold = 0.2;
   std::optional<double> top_p = {};
   double jitter = 0.0;
+  std::string noise = "none";
+  bool logit_offset = false;
+  std::optional<TopologyConfig> topology = {};
   bool context = false;
   std::optional<RecurrentConfig> recurrent = {};
   std::string share = "layer";
@@ -155,6 +185,7 @@ struct RouterConfig {
   std::optional<BaseConfig> base = {};
   std::optional<DefaultMoeConfig> default_moe = {};
   std::optional<LoryConfig> lory = {};
+  std::optional<AutonomyConfig> autonomy_of_experts = {};
   std::optional<std::string> record;
   std::optional<std::string> replay;
 
@@ -176,6 +207,11 @@ struct RouterConfig {
           config::Rule{.min = 0, .above_min = true, .max = 1});
     field("jitter", jitter, "the router sees its input times a random factor in [1 - jitter, 1 + jitter] in training",
           config::kDecayRate);
+    field("noise", noise,
+          "added to logits before the choice in training: none, or gumbel (DeepSpeed's RSample, top_k 1)");
+    field("logit_offset", logit_offset,
+          "a constant of each expert is added to its logit; not learned, it is what splitting an expert leaves behind");
+    field("topology", topology, "a bound on picks that go to other hosts (FasterMoE); null = none");
     field(
         "context", context,
         "the router also sees a decaying mean of its document's tokens so far, with a learned rate for each dimension");
@@ -196,6 +232,7 @@ struct RouterConfig {
     field("base", base, "options of type base");
     field("default_moe", default_moe, "options of type default_moe");
     field("lory", lory, "options of type lory");
+    field("autonomy_of_experts", autonomy_of_experts, "options of type autonomy_of_experts");
     field("record", record, "write chosen expert ids here");
     field("replay", replay, "take expert ids from such a recording");
   }
@@ -216,8 +253,12 @@ struct EnumNames<moe::GroupScore> {
 };
 template <>
 struct EnumNames<moe::HashTable> {
-  static constexpr std::array<std::pair<std::string_view, moe::HashTable>, 2> kNames{
-      {{"modulo", moe::HashTable::kModulo}, {"random", moe::HashTable::kRandom}}};
+  static constexpr std::array<std::pair<std::string_view, moe::HashTable>, 5> kNames{
+      {{"modulo", moe::HashTable::kModulo},
+       {"random", moe::HashTable::kRandom},
+       {"balanced", moe::HashTable::kBalanced},
+       {"clustered", moe::HashTable::kClustered},
+       {"dispersed", moe::HashTable::kDispersed}}};
 };
 template <>
 struct EnumNames<moe::HashFeature> {

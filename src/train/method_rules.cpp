@@ -189,6 +189,8 @@ void check_loss(const RunConfig& config, size_t index, Rules& rules) {
       check_devices(config, index, rules);
       return needs(!router.is({"relu", "hash", "sinkhorn", "base", "expert_choice", "null_experts", "zero_compute"}),
                    "a loss over devices needs scores that it may even out");
+    case LossType::kOrthogonality:
+      return;
     case LossType::kVariance:
       return needs(!router.is({"hash", "zero_compute"}), "a variance loss needs weights of experts that compute");
     case LossType::kEntropy:

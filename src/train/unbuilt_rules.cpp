@@ -18,6 +18,7 @@ void only(Rules& rules, const std::string& key, E value, std::initializer_list<E
 void check_model_keys(const RunConfig& config, Rules& rules) {
   const model::ModelConfig& model = config.model;
   only(rules, "model.norm_placement", model.norm_placement, {model::NormPlacement::kPre});
+  only(rules, "model.init", model.init, {model::Init::kNormal, model::Init::kScaled, model::Init::kMup});
 }
 
 void check_moe_keys(const RunConfig& config, Rules& rules) {
@@ -26,6 +27,25 @@ void check_moe_keys(const RunConfig& config, Rules& rules) {
   rules.unbuilt(moe.router.record.has_value(), "moe.router.record", "recording expert ids");
   rules.unbuilt(moe.router.replay.has_value(), "moe.router.replay", "replaying expert ids");
   rules.one_of("moe.experts.backend", moe.experts.backend, {"auto"});
+}
+
+void check_method_keys(const RunConfig& config, Rules& rules) {
+  const moe::MoeConfig& moe = config.moe;
+  rules.unbuilt(!moe.sets.empty(), "moe.sets", "expert sets; use num_experts, top_k and expert_hidden_size");
+  rules.unbuilt(moe.dispatch.placement.has_value(), "moe.dispatch.placement", "experts away from their owner");
+  rules.unbuilt(moe.router.topology.has_value(), "moe.router.topology", "a bound on picks between hosts");
+  rules.unbuilt(moe.router.logit_offset, "moe.router.logit_offset", "a constant of each expert's logit");
+  rules.one_of("moe.router.noise", moe.router.noise, {"none"}, {"gumbel"});
+  rules.unbuilt(moe.capacity.policy == moe::DropPolicy::kDevice, "moe.capacity.policy",
+                "a capacity of groups of experts");
+  for (size_t l = 0; l < moe.balance.losses.size(); ++l)
+    rules.unbuilt(moe.balance.losses[l].type == moe::LossType::kOrthogonality,
+                  fmt::format("moe.balance.losses[{}].type", l), "the orthogonality loss");
+  if (moe.router.default_moe)
+    rules.unbuilt(!moe.router.default_moe->update_after_use, "moe.router.default_moe.update_after_use",
+                  "means of the same step");
+  if (moe.router.hash)
+    only(rules, "moe.router.hash.table", moe.router.hash->table, {moe::HashTable::kModulo, moe::HashTable::kRandom});
 }
 
 void check_parallel_keys(const RunConfig& config, Rules& rules) {
@@ -40,6 +60,7 @@ void check_parallel_keys(const RunConfig& config, Rules& rules) {
 void check_unbuilt(const RunConfig& config, Rules& rules) {
   check_model_keys(config, rules);
   check_moe_keys(config, rules);
+  check_method_keys(config, rules);
   check_parallel_keys(config, rules);
   rules.one_of("data.packing", config.data.packing, {"concat"}, {"best_fit", "pad"});
   rules.one_of("optim.type", config.optim.type, {"adamw"}, {"adam", "sgd", "lion", "muon", "adafactor"});
