@@ -10,6 +10,7 @@
 #include <span>
 
 #include "parallel/mesh.h"
+#include "train/hash_tables.h"
 #include "train/memory_plan.h"
 
 namespace conclave::app {
@@ -101,6 +102,7 @@ std::string check_report(const CheckOptions& options) {
   const auto loaded =
       train::load_config(options.config.file, options.config.overrides, {options.ranks, train::Purpose::kTrain, true});
   const RunConfig& config = loaded.config;
+  train::require_embeddings(config);
   const model::ModelShape shape = model::model_shape(config.model, config.moe);
   std::string text =
       layout_lines(config) + expert_lines(config, shape) + batch_line(config) + memory_lines(config, shape);

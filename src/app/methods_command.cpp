@@ -13,6 +13,7 @@
 #include "core/error.h"
 #include "moe/balance_loss.h"
 #include "moe/capacity.h"
+#include "moe/causality.h"
 #include "moe/compression.h"
 #include "moe/router.h"
 #include "train/run_config.h"
@@ -92,6 +93,9 @@ std::string text_of(const Kind& kind, const Method& method) {
   line("equation", info.equation);
   if (kind.classes) {
     line("training", fmt::format("{}: {}", name_of(info.causality), meaning_of(info.causality)));
+    for (const auto& option : moe::classes_of_options())
+      if (option.type == info.type)
+        line("", fmt::format("with {} {}: {}", option.option, name_of(option.causality), meaning_of(option.causality)));
     line("evaluation", info.evaluation);
   }
   line("exports", info.exports);
@@ -119,8 +123,7 @@ std::string methods_tables() {
     text += fmt::format("### {}\n\n| `{}` | what | equation |{} source |\n|---|---|---|{}---|\n", kind.title, kind.key,
                         class_head, kind.classes ? "---|---|" : "");
     for (const auto& [info, options, keys] : kind.methods) {
-      const std::string classes =
-          kind.classes ? fmt::format(" {} | {} |", name_of(info.causality), info.evaluation) : "";
+      const std::string classes = kind.classes ? fmt::format(" {} | {} |", moe::class_text(info), info.evaluation) : "";
       text += fmt::format("| `{}` | {} | {} |{} {} |\n", info.type, info.what, info.equation, classes, info.source);
     }
     text += "\n";

@@ -49,6 +49,20 @@ Mixture mix(const DataConfig& data) {
 BatchLoader::BatchLoader(const LoaderOptions& options)
     : options_(checked(options)), mixture_(mix(options.data)), sources_(open_sources(options)) {}
 
+void BatchLoader::append(int64_t sample, Batch& batch) const {
+  const auto draw = mixture_.at(sample);
+  const Source& source = sources_[draw.source];
+  const int64_t start = source.shuffled_start(static_cast<uint64_t>(options_.data.seed), draw.sample);
+  source.append(start, sample, options_.data.document_mask, batch);
+}
+
+Batch BatchLoader::samples(int64_t first, int64_t count) const {
+  Batch batch;
+  batch.length = options_.data.seq_len;
+  for (int64_t sample = first; sample < first + count; ++sample) append(sample, batch);
+  return batch;
+}
+
 std::vector<Batch> BatchLoader::load(int64_t step) const {
   const int64_t micro_batches = options_.global_batch_size / options_.micro_batch_size;
   const int64_t mine = micro_batches / options_.dp_size;
@@ -58,13 +72,8 @@ std::vector<Batch> BatchLoader::load(int64_t step) const {
     Batch& batch = batches.emplace_back();
     batch.length = options_.data.seq_len;
     batch.index = index;
-    for (int64_t row = 0; row < options_.micro_batch_size; ++row) {
-      const int64_t sample = step * options_.global_batch_size + index * options_.micro_batch_size + row;
-      const auto draw = mixture_.at(sample);
-      const Source& source = sources_[draw.source];
-      const int64_t start = source.shuffled_start(static_cast<uint64_t>(options_.data.seed), draw.sample);
-      source.append(start, sample, options_.data.document_mask, batch);
-    }
+    for (int64_t row = 0; row < options_.micro_batch_size; ++row)
+      append(step * options_.global_batch_size + index * options_.micro_batch_size + row, batch);
   }
   return batches;
 }

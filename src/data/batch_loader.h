@@ -36,6 +36,10 @@ class BatchLoader {
   // of that thread is thrown here, as it was. One caller at a time.
   std::vector<Batch> take(int64_t step);
 
+  // Samples first ... first + count - 1 of the run as one micro-batch, whichever rank trains on them: for those who
+  // look at the data before training does.
+  Batch samples(int64_t first, int64_t count) const;
+
   // Names everything that the position of a run means something for: sequence length, seed, order and version of the
   // shuffle, and of each source its name, weight and content (IndexedReader::fingerprint). For the checkpoint: refuse
   // to resume when it differs.
@@ -48,6 +52,7 @@ class BatchLoader {
 
  private:
   std::vector<Batch> load(int64_t step) const;
+  void append(int64_t sample, Batch& batch) const;
 
   LoaderOptions options_;
   Mixture mixture_;  // before the sources: bad weights are told before any file is opened

@@ -8,6 +8,8 @@ namespace conclave::model {
 
 Initialisation::Initialisation(const ModelConfig& model, int64_t layers)
     : mup_(model.init == Init::kMup),
+      fan_in_(model.init == Init::kFanIn),
+      scale_(model.init_scale),
       base_(model.mup),
       hidden_(model.hidden_size),
       std_(model.init_std),
@@ -16,12 +18,20 @@ Initialisation::Initialisation(const ModelConfig& model, int64_t layers)
 }
 
 Draw Initialisation::matrix(int64_t inputs) const {
-  if (!mup_) return {std_, 1};
   const auto n = static_cast<double>(inputs);
+  if (fan_in_) return {std::sqrt(scale_ / n), 1, true};
+  if (!mup_) return {std_, 1};
   return {1 / std::sqrt(n), static_cast<double>(base_.base_width) / n};
 }
 
-Draw Initialisation::residual(int64_t inputs) const { return mup_ ? matrix(inputs) : Draw{residual_std_, 1}; }
+Draw Initialisation::residual(int64_t inputs) const {
+  return mup_ || fan_in_ ? matrix(inputs) : Draw{residual_std_, 1};
+}
+
+Draw Initialisation::head() const {
+  if (fan_in_) return matrix(hidden_);
+  return {mup_ ? 0 : std_, 1};
+}
 
 double Initialisation::logit_scale() const {
   return mup_ ? static_cast<double>(base_.base_width) / static_cast<double>(hidden_) : 1;

@@ -13,6 +13,10 @@
 //   attention                                            scores q·k times √H̄ / H
 //   softmax over all experts, weights not normalised     weights times s(k/Ē) / s(k/E)
 //
+// fan_in: Switch's scale (Fedus et al. 2021, arXiv 2101.03961, section 2.4): every matrix of a block, router and head
+// is drawn from a normal distribution cut off at two deviations, with variance init_scale / n after the cut, n its
+// inputs. Embeddings and vectors have init_std.
+//
 // s(f) = Φ(1 − Φ⁻¹(1 − f)) is what the largest weights add up to, a fraction f of very many that are a softmax of
 // standard normal logits, as routers begin; without the factor a token's weights would add up to less the more experts
 // there are.
@@ -26,8 +30,9 @@ namespace conclave::model {
 
 // Of a parameter's elements.
 struct Draw {
-  double std = 0;       // of a normal distribution
-  double lr_scale = 1;  // times the learning rate of the run
+  double std = 0;          // of what is drawn, from a normal distribution
+  double lr_scale = 1;     // times the learning rate of the run
+  bool truncated = false;  // nothing beyond two deviations of the normal (truncated_normal.h)
 };
 
 class Initialisation {
@@ -40,7 +45,7 @@ class Initialisation {
   Draw residual(int64_t inputs) const;
   Draw embedding() const { return {std_, 1}; }
   // One of its own, not the embedding. Drawn ones would add to logits what falls with the width.
-  Draw head() const { return {mup_ ? 0 : std_, 1}; }
+  Draw head() const;
   double logit_scale() const;
   // Of q·k; none: 1 / √H.
   std::optional<double> score_scale(int64_t head_dim) const;
@@ -48,7 +53,8 @@ class Initialisation {
   double weight_scale(const moe::MoeConfig& moe, const LayerShape& layer) const;
 
  private:
-  bool mup_;
+  bool mup_, fan_in_;
+  double scale_;  // of fan_in
   MupConfig base_;
   int64_t hidden_;
   double std_, residual_std_;

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "model/transformer_builder.h"
+#include "model/truncated_normal.h"
 #include "nn/linear.h"
 
 namespace conclave::model {
@@ -30,12 +31,14 @@ Transformer::Transformer(const TransformerConfig& config, const parallel::Mesh& 
   // Stages of the device path exchange rows themselves.
   if (!device_) make_dispatcher(config, needs);
   if (device_) device_state_ = std::make_unique<moe::DeviceState>(state_, device_->device);
-  TransformerBuilder(*this, config).build();
+  TransformerBuilder builder(*this, config);
+  builder.build();
   // Whoever evaluates reads the last hidden states and the decisions of the routers when forward has run.
   auto kept = decisions_;
   kept.push_back(hidden_);
   stage_memory_ = plan_memory(stages_, config.memory.recompute, kept);
   parameters_.allocate(config.dtype, config.seed);
+  truncate(parameters_, builder.truncated(), config.seed);
   if (device_) parameters_.place(device_->device, device_->compute);
   refresh();
 }

@@ -31,21 +31,24 @@ nn::LogicalTensor TransformerBuilder::tensor(const std::string& name, std::vecto
   return tensor;
 }
 
+nn::ParameterId TransformerBuilder::drawn(nn::ParameterSpec spec, Draw draw) {
+  spec.init_std = draw.std;
+  spec.lr_scale = draw.lr_scale;
+  const auto id = m_.parameters_.add(std::move(spec));
+  if (draw.truncated) truncated_.push_back(id);
+  return id;
+}
+
 nn::ParameterId TransformerBuilder::matrix(const nn::LogicalTensor& tensor, Draw draw, ParameterKind kind) {
   // Routers and gates see a share of the tokens or of the width each.
-  return m_.parameters_.add({.parts = {tensor},
-                             .shape = tensor.held(),
-                             .kind = kind,
-                             .partial = tensor.whole() && tp_.size() > 1,
-                             .lr_scale = draw.lr_scale,
-                             .init_std = draw.std});
+  return drawn({.parts = {tensor}, .shape = tensor.held(), .kind = kind, .partial = tensor.whole() && tp_.size() > 1},
+               draw);
 }
 
 nn::ParameterId TransformerBuilder::fused(const std::vector<nn::LogicalTensor>& parts, Draw draw, bool expert) {
   std::vector<int64_t> shape = parts[0].held();
   for (size_t i = 1; i < parts.size(); ++i) shape[0] += parts[i].held()[0];
-  return m_.parameters_.add(
-      {.parts = parts, .shape = std::move(shape), .expert = expert, .lr_scale = draw.lr_scale, .init_std = draw.std});
+  return drawn({.parts = parts, .shape = std::move(shape), .expert = expert}, draw);
 }
 
 nn::Norm TransformerBuilder::norm(const std::string& name) {

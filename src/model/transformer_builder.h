@@ -20,6 +20,8 @@ class TransformerBuilder {
  public:
   TransformerBuilder(Transformer& model, const TransformerConfig& config);
   void build();
+  // Parameters to be drawn from a normal distribution that is cut off.
+  const std::vector<nn::ParameterId>& truncated() const { return truncated_; }
 
  private:
   struct Name {
@@ -29,6 +31,8 @@ class TransformerBuilder {
   // A weight [out, in], of which tensor-parallel ranks hold rows or columns where `spread` says so.
   enum class Spread { kWhole, kRows, kColumns };
   nn::ParameterId matrix(const nn::LogicalTensor& tensor, Draw draw, nn::ParameterKind kind);
+  // Registers a parameter that is drawn so.
+  nn::ParameterId drawn(nn::ParameterSpec spec, Draw draw);
   nn::ParameterId fused(const std::vector<nn::LogicalTensor>& parts, Draw draw, bool expert);
   nn::LogicalTensor tensor(const std::string& name, std::vector<int64_t> shape, Spread spread,
                            bool expert = false) const;
@@ -94,6 +98,7 @@ class TransformerBuilder {
   const comm::Group& tp_;
   bool share_tokens_;  // outside tensor-parallel regions: sequence parallelism
   Initialisation init_;
+  std::vector<nn::ParameterId> truncated_;
   // moe.router.share: model
   std::vector<nn::ParameterId> shared_router_;
   std::optional<nn::ParameterId> shared_context_;

@@ -56,12 +56,10 @@ std::optional<moe::ExpertDropout> TransformerBuilder::expert_dropout(const Layer
 
 Slot TransformerBuilder::gated(const Name& name, Slot input, Slot routed, Slot dense) {
   // The stream's tokens are this rank's own or everybody's, like those of a norm.
-  const Draw draw = init_.matrix(shape_.hidden);
-  const auto weight = m_.parameters_.add({.parts = {{name("branch_gate.weight"), {2, shape_.hidden}}},
-                                          .shape = {2, shape_.hidden},
-                                          .partial = share_tokens_,
-                                          .lr_scale = draw.lr_scale,
-                                          .init_std = draw.std});
+  const auto weight = drawn({.parts = {{name("branch_gate.weight"), {2, shape_.hidden}}},
+                             .shape = {2, shape_.hidden},
+                             .partial = share_tokens_},
+                            init_.matrix(shape_.hidden));
   const auto bias = m_.parameters_.add({.parts = {{name("branch_gate.bias"), {2}}},
                                         .shape = {2},
                                         .kind = ParameterKind::kBias,

@@ -27,16 +27,16 @@ std::vector<nn::ParameterId> TransformerBuilder::router_blocks(const Name& name,
   for (const auto& block : blocks) {
     const std::string rest = "moe." + block.name + ".weight";
     const int64_t inputs = router.recurrent ? router.recurrent->hidden_size : (router.context ? 2 : 1) * shape_.hidden;
-    const Draw draw = router.recurrent ? even_draw(inputs) : init_.matrix(inputs);
+    Draw draw = router.recurrent ? even_draw(inputs) : init_.matrix(inputs);
+    // Who never learns chooses by what was drawn.
+    if (block.init_std && !router.frozen) draw.std = *block.init_std, draw.truncated = false;
     const auto weight = tensor(one_for_all ? rest : name(rest), {block.columns, inputs}, Spread::kWhole);
-    ids.push_back(m_.parameters_.add({.parts = {weight},
-                                      .shape = weight.shape,
-                                      .kind = ParameterKind::kRouter,
-                                      .partial = tp_.size() > 1,
-                                      .frozen = router.frozen,
-                                      .lr_scale = draw.lr_scale,
-                                      // Who never learns chooses by what was drawn.
-                                      .init_std = router.frozen ? draw.std : block.init_std.value_or(draw.std)}));
+    ids.push_back(drawn({.parts = {weight},
+                         .shape = weight.shape,
+                         .kind = ParameterKind::kRouter,
+                         .partial = tp_.size() > 1,
+                         .frozen = router.frozen},
+                        draw));
   }
   if (one_for_all) shared_router_ = ids;
   return ids;

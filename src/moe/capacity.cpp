@@ -11,6 +11,7 @@ namespace conclave::moe {
 
 // One for each file in policies/.
 Admission::Row bpr_policy();
+Admission::Row device_policy();
 Admission::Row position_policy();
 Admission::Row random_policy();
 Admission::Row slot_policy();
@@ -39,8 +40,8 @@ int64_t Admission::admit(Choice& choice, const RouteInput& in, int64_t capacity,
 }
 
 std::span<const Admission::Row> Admission::table() {
-  static const std::array rows{position_policy(), slot_policy(), score_policy(),
-                               random_policy(),   bpr_policy(),  spill_policy()};
+  static const std::array rows{position_policy(), slot_policy(),  score_policy(), random_policy(),
+                               bpr_policy(),      spill_policy(), device_policy()};
   return rows;
 }
 

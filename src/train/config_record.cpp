@@ -24,7 +24,7 @@ checkpoint::ConfigRecord config_record(const RunConfig& config) {
   // How tokens travel, how experts are balanced and where weights began do not change what the weights mean.
   for (const char* key : {"balance", "capacity"}) record.training["moe"][key] = record.model["moe"][key];
   for (const char* key : {"balance", "capacity", "dispatch"}) record.model["moe"].erase(key);
-  for (const char* key : {"init_from", "init_std"}) record.model["model"].erase(key);
+  for (const char* key : {"init_from", "init_std", "init_scale"}) record.model["model"].erase(key);
   record.training["moe"]["payload"] = config::to_json(config.moe.dispatch)["payload"];
   if (config.moe.top_k.scheduled()) {
     record.training["moe"]["top_k"] = record.model["moe"]["top_k"];
@@ -34,10 +34,15 @@ checkpoint::ConfigRecord config_record(const RunConfig& config) {
   // state.
   auto& l1 = record.model["moe"]["l1"] = Json::array();
   for (const auto& loss : config.moe.balance.losses) l1.push_back(config::tree_to_json(config::to_node(loss.l1)));
-  for (const char* key : {"jitter", "second", "second_threshold", "noisy_topk", "sinkhorn", "expert_choice", "base",
-                          "default_moe", "frozen"}) {
+  for (const char* key : {"jitter", "noise", "second", "second_threshold", "noisy_topk", "sinkhorn", "expert_choice",
+                          "base", "default_moe", "frozen"}) {
     record.training["moe"]["router"][key] = record.model["moe"]["router"][key];
     record.model["moe"]["router"].erase(key);
+  }
+  // What a table was made of: the table itself is state.
+  if (Json& hash = record.model["moe"]["router"]["hash"]; hash.is_object()) {
+    record.training["moe"]["router"]["hash"] = hash;
+    for (const char* key : {"sample", "embeddings"}) hash.erase(key);
   }
   record.training["moe"]["experts"]["dropout"] = record.model["moe"]["experts"]["dropout"];
   record.model["moe"]["experts"].erase("dropout");

@@ -27,6 +27,7 @@ void find_methods(const RunConfig& config, Obstacles& found) {
   if (router.type != "topk") found.push_back({"moe.router.type", "routers of type " + router.type, "use topk"});
   if (config.moe.top_k.scheduled()) found.push_back({"moe.top_k", "a schedule of top_k", "use one number"});
   if (router.second != "always") found.push_back({"moe.router.second", "a random second expert", "use always"});
+  if (router.noise != "none") found.push_back({"moe.router.noise", "noise in the choice", "use none"});
   if (router.top_p) found.push_back({"moe.router.top_p", "a varying number of experts", "set null and use top_k"});
   if (router.share != "layer") found.push_back({"moe.router.share", "one router for all layers", "use layer"});
   if (router.context) found.push_back({"moe.router.context", "a router with a context", "set false"});

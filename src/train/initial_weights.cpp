@@ -7,7 +7,6 @@
 #include <set>
 
 #include "checkpoint/agreement.h"
-#include "checkpoint/resume.h"
 #include "config/json.h"
 #include "core/error.h"
 #include "model/model_shape.h"
@@ -40,12 +39,8 @@ std::vector<std::string> sources_of(const config::TextOrList& init_from) {
 }
 
 std::vector<Resumed> open_runs(const RunConfig& config, const comm::Group& world, Log& log) {
-  checkpoint::ResumeRequest request;
-  request.check_config = false;
-  request.load.partial = true;
   std::vector<Resumed> runs;
-  for (const auto& where : sources_of(*config.model.init_from))
-    runs.push_back(checkpoint::load_newest(world, where, request, {}, log));
+  for (const auto& where : sources_of(*config.model.init_from)) runs.push_back(open_earlier_run(where, world, log));
   return runs;
 }
 
@@ -57,7 +52,7 @@ std::optional<double> weight_sum(const moe::MoeConfig& moe) {
   if (router.type == "lory") return 1;
   if (router.type == "hash" && !sliced) return router.routed_scaling_factor;
   if (router.type != "topk" || !(router.norm_topk_prob || over_picks)) return std::nullopt;
-  if (router.second != "always" || (router.top_p && sliced)) return std::nullopt;
+  if (router.second == "random" || (router.top_p && sliced)) return std::nullopt;
   return router.routed_scaling_factor;
 }
 
@@ -174,7 +169,7 @@ void require_same_function(const RunConfig& config, const std::vector<Resumed>& 
   const auto mup = [](auto& model) {
     const bool used = model.value("init", std::string()) == "mup";
     if (!used) model.erase("mup");
-    model["init"] = used ? "mup" : "normal or scaled";  // which only draw weights
+    model["init"] = used ? "mup" : "normal, scaled or fan_in";  // which only draw weights
   };
   mup(now);
   for (const auto& run : runs) {
@@ -265,6 +260,13 @@ void report(const RunConfig& config, const Plan& plan, const std::vector<Resumed
 }
 
 }  // namespace
+
+checkpoint::Resumed open_earlier_run(const std::string& where, const comm::Group& world, Log& log) {
+  checkpoint::ResumeRequest request;
+  request.check_config = false;
+  request.load.partial = true;
+  return checkpoint::load_newest(world, where, request, {}, log);
+}
 
 void take_initial_weights(const RunConfig& config, const comm::Group& world, const StateDict& state, Log& log) {
   const auto runs = open_runs(config, world, log);

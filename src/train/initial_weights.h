@@ -4,11 +4,16 @@
 // methods that both have; moments, counters and data begin anew. Resuming is checkpoint/resume.h.
 #pragma once
 
+#include "checkpoint/resume.h"
 #include "core/log.h"
 #include "parallel/state_dict.h"
 #include "train/run_config.h"
 
 namespace conclave::train {
+
+// Collective. The newest valid checkpoint at `where`, a run directory or a checkpoint, for who takes parts of it by
+// checkpoint::read_boxes. Throws NoCheckpointError where there is none.
+checkpoint::Resumed open_earlier_run(const std::string& where, const comm::Group& world, Log& log);
 
 // Collective. Fills the weights among `state`, a list of full_state() of a run that was just drawn: what the earlier
 // runs lack and a router may draw stays as it is. Throws ConfigError on all ranks, naming what does not fit and the

@@ -6,6 +6,7 @@
 #include "config/fields.h"
 #include "moe/balance_loss.h"
 #include "moe/capacity.h"
+#include "moe/causality.h"
 #include "moe/compression.h"
 #include "train/config_rules.h"
 
@@ -27,7 +28,9 @@ void check_type(const RunConfig& config, Rules& rules) {
   for (const auto& row : moe::Router::table()) built.emplace_back(row.info.type);
   rules.one_of("moe.router.type", config.moe.router.type, built, {"autonomy_of_experts", "local_experts"});
   const auto* row = moe::Router::find(config.moe.router.type);
-  const bool leaks = row != nullptr && row->info.causality == moe::Causality::kLeaky;
+  // A merge warns in words of its own (merge_rules.cpp).
+  const bool leaks =
+      row != nullptr && row->info.type != "lory" && moe::causality_of(config.moe.router) == moe::Causality::kLeaky;
   rules.warn_if(
       leaks && config.moe.enabled, {"moe.router.type"},
       fmt::format("in training a token's experts depend on later tokens too (class C3), so training losses are "
@@ -66,6 +69,7 @@ void check_options(const RunConfig& config, Rules& rules) {
   meaningless("norm_topk_prob", router.norm_topk_prob, use.is({"topk", "sinkhorn", "hierarchical", "zero_compute"}));
   meaningless("jitter", router.jitter > 0, !use.is({"hash"}));
   meaningless("n_group", router.n_group != 1, use.is({"topk", "noisy_topk"}));
+  meaningless("noise", router.noise != defaults.noise, use.is({"topk"}));
   meaningless("second", router.second != defaults.second, use.is({"topk"}));
   meaningless("top_p", router.top_p.has_value(), use.is({"topk"}));
   meaningless("context", router.context, !use.is({"hash"}));
@@ -145,8 +149,8 @@ void check_groups(const RunConfig& config, Rules& rules) {
                 "has no effect without moe.router.n_group");
   rules.warn_if(router.second_threshold != moe::RouterConfig().second_threshold && router.second != "random",
                 {"moe.router.second_threshold"}, "has no effect without second: random");
-  rules.one_of("moe.router.second", router.second, {"always", "random"}, {"gumbel"});
-  rules.require(router.second != "random" || chosen == 2, {"moe.router.second", "moe.top_k"},
+  rules.one_of("moe.router.second", router.second, {"always", "random", "gumbel"});
+  rules.require(router.second == "always" || chosen == 2, {"moe.router.second", "moe.top_k"},
                 fmt::format("a random second expert needs 2 experts for each token, not {}", chosen));
 }
 
@@ -261,6 +265,20 @@ void check_spill(const RunConfig& config, Rules& rules) {
                 "spill asks the next best expert by logits without a bias");
 }
 
+void check_device_capacity(const RunConfig& config, Rules& rules) {
+  const moe::CapacityConfig& capacity = config.moe.capacity;
+  const bool grouped = capacity.policy == moe::DropPolicy::kDevice;
+  rules.require(grouped || !capacity.devices, {"moe.capacity.devices"},
+                fmt::format("groups of experts of policy device, but moe.capacity.policy is {}; remove this",
+                            config::enum_name(capacity.policy)));
+  rules.require(!grouped || capacity.devices, {"moe.capacity.policy"},
+                "needs moe.capacity.devices: how many groups the experts make");
+  const int64_t devices = capacity.devices.value_or(1);
+  for (const int64_t experts : experts_of_layers(config.moe))
+    rules.require(!grouped || experts % devices == 0, {"moe.capacity.devices", "moe.num_experts"},
+                  fmt::format("{} experts do not make {} equal groups", experts, devices));
+}
+
 void check_policy(const RunConfig& config, Rules& rules) {
   const moe::CapacityConfig& capacity = config.moe.capacity;
   const moe::MethodInfo& used = moe::Admission::row(capacity.policy).info;
@@ -270,6 +288,7 @@ void check_policy(const RunConfig& config, Rules& rules) {
                   "are optimistic; evaluation admits by {}",
                   used.evaluation));
   check_spill(config, rules);
+  check_device_capacity(config, rules);
 }
 
 void check_compression(const RunConfig& config, Rules& rules) {

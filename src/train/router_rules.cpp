@@ -63,6 +63,51 @@ void check_grouped(const RunConfig& config, Rules& rules) {
                 "what stands in is the mean over all that chose an expert, and a capacity refuses some; set null");
 }
 
+void check_hash(const RunConfig& config, Rules& rules) {
+  if (!config.moe.router.hash) return;
+  const moe::HashConfig& hash = *config.moe.router.hash;
+  const std::string embeddings = "moe.router.hash.embeddings", table = "moe.router.hash.table";
+  const std::string name(config::enum_name(hash.table));
+  const bool compares = hash.table == moe::HashTable::kClustered || hash.table == moe::HashTable::kDispersed;
+  rules.require(
+      !compares || hash.embeddings, {table, embeddings},
+      fmt::format("table {} groups token ids by their embeddings; name a run that has them in {}", name, embeddings));
+  rules.require(
+      compares || !hash.embeddings, {embeddings, table},
+      fmt::format("tables clustered and dispersed read a run's embeddings, table {} does not; remove this, or "
+                  "choose one of those",
+                  name));
+  rules.require(!hash.embeddings || !hash.embeddings->empty(), {embeddings},
+                "names no run; give the directory of one, or of a checkpoint");
+  rules.warn_if(hash.sample != moe::HashConfig().sample && hash.table != moe::HashTable::kBalanced,
+                {"moe.router.hash.sample", table},
+                fmt::format("has no effect: table {} counts no tokens, balanced does", name));
+}
+
+// Gumbel noise draws from the softmax of the logits, and from nothing else.
+void check_gumbel(const RunConfig& config, Rules& rules) {
+  const moe::RouterConfig& router = config.moe.router;
+  const std::string noise = "moe.router.noise", second = "moe.router.second";
+  rules.one_of(noise, router.noise, {"none", "gumbel"});
+  const bool sampled = router.noise == "gumbel";
+  const int64_t chosen = config.moe.top_k.most() * config.moe.granularity;
+  rules.require(!sampled || chosen == 1, {noise, "moe.top_k"},
+                fmt::format("gumbel draws the one expert of a token, and moe.top_k takes {}; set top_k 1, or for two "
+                            "experts moe.router.second: gumbel",
+                            chosen));
+  if (!sampled && router.second != "gumbel") return;
+  const std::string own = sampled ? noise : second;
+  rules.require(router.score == moe::Score::kSoftmax, {own, "moe.router.score"},
+                "gumbel draws from a softmax of the logits; set moe.router.score softmax");
+  rules.require(router.n_group == 1, {own, "moe.router.n_group"},
+                "gumbel draws from all experts, those of other groups included; set n_group 1");
+  rules.require(!router.top_p, {own, "moe.router.top_p"}, "gumbel draws a fixed number of experts; set top_p null");
+  rules.require(config.moe.balance.bias.update_rate == 0, {own, "moe.balance.bias.update_rate"},
+                "gumbel draws from logits without a bias; set update_rate 0");
+  rules.require(!sampled || config.model.init != model::Init::kMup, {own, "model.init"},
+                "mup knows no factor for the weight of an expert that is drawn; set noise none, or model.init: normal");
+}
+
 }  // namespace
 
 void check_single_routers(const RunConfig& config, Rules& rules) {
@@ -72,6 +117,8 @@ void check_single_routers(const RunConfig& config, Rules& rules) {
   check_context(config, rules);
   check_recurrent(config, rules);
   check_grouped(config, rules);
+  check_hash(config, rules);
+  check_gumbel(config, rules);
 }
 
 }  // namespace conclave::train

@@ -42,6 +42,7 @@ RunConfig config_of(const Resumed& found, const RunConfig& run, int64_t ranks) {
   config.train.distill.reset();
   // They act in training alone, and a teacher does not train.
   config.moe.router.jitter = 0;
+  config.moe.router.noise = "none";
   config.moe.experts.dropout = 0;
   config.parallel.executor = parallel::ExecutorType::kSequential;
   if (config.model.vocab_size != run.model.vocab_size)

@@ -5,6 +5,7 @@
 #include <ctime>
 
 #include "checkpoint/agreement.h"
+#include "train/hash_tables.h"
 #include "train/initial_weights.h"
 #include "train/replica_check.h"
 
@@ -66,6 +67,8 @@ void Trainer::resume() {
   HostCopies copies(p_.model);
   const auto state = full_state(p_.model, p_.step, p_.mesh, &copies);
   const auto manifest = p_.store.resume(request, state);
+  // Before earlier weights: where those have tables of their own, their experts belong to them.
+  if (!manifest) make_hash_tables(p_.config, p_.batches, p_.model, p_.log);
   if (!manifest && !p_.config.model.init_from) return;
   if (!manifest) take_initial_weights(p_.config, p_.mesh.world(), state, p_.log);
   copies.write_back();

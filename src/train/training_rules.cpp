@@ -140,6 +140,12 @@ void check_mup(const RunConfig& config, Rules& rules) {
                 "mup knows no scale for a router with a state; set moe.router.recurrent: null, or model.init: normal");
 }
 
+void check_fan_in(const RunConfig& config, Rules& rules) {
+  const model::ModelConfig& model = config.model;
+  rules.warn_if(model.init_scale != model::ModelConfig().init_scale && model.init != model::Init::kFanIn,
+                {"model.init_scale", "model.init"}, "has no effect: model.init is not fan_in");
+}
+
 }  // namespace
 
 void check_training(const RunConfig& config, Rules& rules) {
@@ -149,6 +155,7 @@ void check_training(const RunConfig& config, Rules& rules) {
   check_profile(config, rules);
   check_distill(config, rules);
   check_mup(config, rules);
+  check_fan_in(config, rules);
   rules.require(config.checkpoint.keep_last >= 2, {"checkpoint.keep_last"},
                 "must be at least 2: a crash during a save needs the one before");
 }
@@ -159,6 +166,8 @@ void resolve_paths(RunConfig& config, Rules& rules) {
   std::string& resume = config.checkpoint.resume;
   if (resume.find('/') != std::string::npos) make_absolute(resume, "checkpoint.resume", rules);
   if (config.model.init_from) resolve_init_from(*config.model.init_from, rules);
+  if (config.moe.router.hash && config.moe.router.hash->embeddings)
+    make_absolute(*config.moe.router.hash->embeddings, "moe.router.hash.embeddings", rules);
   if (config.train.distill) make_absolute(config.train.distill->teacher, "train.distill.teacher", rules);
   if (!config.data.tokenizer || *config.data.tokenizer == "bytes") return;
   make_absolute(*config.data.tokenizer, "data.tokenizer", rules);

@@ -18,7 +18,6 @@ void only(Rules& rules, const std::string& key, E value, std::initializer_list<E
 void check_model_keys(const RunConfig& config, Rules& rules) {
   const model::ModelConfig& model = config.model;
   only(rules, "model.norm_placement", model.norm_placement, {model::NormPlacement::kPre});
-  only(rules, "model.init", model.init, {model::Init::kNormal, model::Init::kScaled, model::Init::kMup});
 }
 
 void check_moe_keys(const RunConfig& config, Rules& rules) {
@@ -35,17 +34,12 @@ void check_method_keys(const RunConfig& config, Rules& rules) {
   rules.unbuilt(moe.dispatch.placement.has_value(), "moe.dispatch.placement", "experts away from their owner");
   rules.unbuilt(moe.router.topology.has_value(), "moe.router.topology", "a bound on picks between hosts");
   rules.unbuilt(moe.router.logit_offset, "moe.router.logit_offset", "a constant of each expert's logit");
-  rules.one_of("moe.router.noise", moe.router.noise, {"none"}, {"gumbel"});
-  rules.unbuilt(moe.capacity.policy == moe::DropPolicy::kDevice, "moe.capacity.policy",
-                "a capacity of groups of experts");
   for (size_t l = 0; l < moe.balance.losses.size(); ++l)
     rules.unbuilt(moe.balance.losses[l].type == moe::LossType::kOrthogonality,
                   fmt::format("moe.balance.losses[{}].type", l), "the orthogonality loss");
   if (moe.router.default_moe)
     rules.unbuilt(!moe.router.default_moe->update_after_use, "moe.router.default_moe.update_after_use",
                   "means of the same step");
-  if (moe.router.hash)
-    only(rules, "moe.router.hash.table", moe.router.hash->table, {moe::HashTable::kModulo, moe::HashTable::kRandom});
 }
 
 void check_parallel_keys(const RunConfig& config, Rules& rules) {

@@ -153,6 +153,14 @@ std::vector<Case> cases() {
          c.moe.capacity.factor = 0.7, c.moe.capacity.min = 1, c.moe.capacity.policy = DropPolicy::kScore;
          c.moe.capacity.renormalize = true;
        }},
+      {"CapacityOfDevices",
+       [](TransformerConfig& c) {
+         c.moe.capacity = {.factor = 0.7, .policy = DropPolicy::kDevice, .min = 1, .devices = 2};
+       }},
+      {"GumbelSample", [](TransformerConfig& c) { c.moe.router.noise = "gumbel", c.moe.top_k = 1; }},
+      {"GumbelSecond",
+       [](TransformerConfig& c) { c.moe.router.second = "gumbel", c.moe.router.norm_topk_prob = true; }},
+      {"FanIn", [](TransformerConfig& c) { c.model.init = model::Init::kFanIn; }},
       {"Parallel", [](TransformerConfig& c) { c.moe.branch = Branch::kParallel; }},
       {"PrMoe",
        [](TransformerConfig& c) {

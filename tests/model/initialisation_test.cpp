@@ -53,6 +53,65 @@ TEST(Initialisation, OfOtherKindsHasNoScalesOfItsOwn) {
   EXPECT_EQ(init.weight_scale({}, {.num_experts = 64}), 1);
 }
 
+// All numbers of the tensors whose names end so.
+std::vector<double> numbers_of(const Transformer& model, const std::string& suffix) {
+  std::vector<double> numbers;
+  for (const auto& parameter : model.parameters().all()) {
+    int64_t begin = parameter.offset;
+    for (const auto& part : parameter.parts) {
+      const int64_t count = nn::element_count(part.held());
+      if (part.name.ends_with(suffix)) {
+        const Tensor values = model.parameters().flat(parameter.expert).narrow(0, begin, count);
+        for (const float value : elements<float>(values)) numbers.push_back(value);
+      }
+      begin += count;
+    }
+  }
+  return numbers;
+}
+
+TEST(Initialisation, OfSwitchHasTheVarianceOfItsInputsAfterTheCut) {
+  auto config = testing::tiny_config();
+  config.model.hidden_size = 256, config.model.head_dim = 64, config.model.num_key_value_heads = 4;
+  config.model.vocab_size = 331, config.model.ffn_hidden_size = 192;
+  config.model.init = Init::kFanIn;
+  config.model.init_scale = 0.1;
+  config.moe.num_experts = int64_t{160};
+  config.moe.expert_hidden_size = 16;
+  config.moe.layers = moe::LayerPattern{1, 1};
+  const Transformer model(config);
+  const std::map<std::string, double> inputs{{"attention.q.weight", 256}, {"attention.o.weight", 256},
+                                             {"ffn.gate.weight", 256},    {"ffn.down.weight", 192},
+                                             {"moe.router.weight", 256},  {"head.weight", 256}};
+  for (const auto& [suffix, n] : inputs) {
+    const auto numbers = numbers_of(model, suffix);
+    ASSERT_GT(numbers.size(), 40000u) << suffix;
+    double squares = 0, most = 0, inner = 0;
+    const double deviation = std::sqrt(0.1 / n);
+    for (const double w : numbers) {
+      squares += w * w, most = std::max(most, std::abs(w));
+      inner += std::abs(w) < deviation / 0.879625661;
+    }
+    EXPECT_NEAR(squares / static_cast<double>(numbers.size()) * n / 0.1, 1, 0.02) << suffix;
+    EXPECT_LE(most, 2 * deviation / 0.879625661 * (1 + 1e-6)) << suffix << " goes beyond the cut";
+    EXPECT_GE(most, 1.99 * deviation / 0.879625661) << suffix;
+    EXPECT_NEAR(inner / static_cast<double>(numbers.size()), 0.682689 / 0.954500, 0.01) << suffix << " is no normal";
+  }
+  double squares = 0;
+  int64_t all = 0;
+  for (int64_t e = 0; e < 160; ++e) {
+    for (const double w : numbers_of(model, "experts." + std::to_string(e) + ".down.weight")) squares += w * w, ++all;
+  }
+  EXPECT_NEAR(squares / static_cast<double>(all) * 16 / 0.1, 1, 0.02) << "a down projection has its own inputs";
+  const auto embedding = numbers_of(model, "embedding.weight");
+  double most = 0;
+  squares = 0;
+  for (const double w : embedding) squares += w * w, most = std::max(most, std::abs(w));
+  EXPECT_NEAR(std::sqrt(squares / static_cast<double>(embedding.size())) / config.model.init_std, 1, 0.02);
+  EXPECT_GT(most, 3 * config.model.init_std) << "embeddings are not cut off";
+  for (const auto& parameter : model.parameters().all()) EXPECT_EQ(parameter.lr_scale, 1);
+}
+
 // What the two largest of so many weights add up to, a softmax of standard normal logits; mean of many draws.
 double sum_of_largest(int64_t experts) {
   double sum = 0;

@@ -5,6 +5,7 @@
 
 #include "kernels/tensor_checks.h"
 #include "model/executor.h"
+#include "moe/causality.h"
 #include "moe/compression.h"
 #include "support/expert_mesh.h"
 #include "support/moe_methods.h"
@@ -65,7 +66,7 @@ class Leak : public ::testing::TestWithParam<testing::Method> {
   bool leaky() const {
     const auto config = GetParam().config();
     const auto leaks = [](const moe::MethodInfo& info) { return info.causality == moe::Causality::kLeaky; };
-    return leaks(moe::Router::find(config.router.type)->info) ||
+    return moe::causality_of(config.router) == moe::Causality::kLeaky ||
            (config.capacity.factor && leaks(moe::Admission::row(config.capacity.policy).info)) ||
            (config.dispatch.compression && leaks(moe::Compressor::row(config.dispatch.compression->type).info));
   }

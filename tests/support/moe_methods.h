@@ -336,6 +336,29 @@ inline std::vector<Method> combined_methods() {
          c.router.type = "hash";
          c.router.hash.emplace().feature = HashFeature::kPrevious;
        }},
+      {"HashBalanced", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.type = "hash";
+         c.router.hash.emplace().table = HashTable::kBalanced;
+       }},
+      {"GumbelSample", 8, 1,
+       [=](MoeConfig& c) {
+         c.router.noise = "gumbel";
+         drops(c, DropPolicy::kPosition);
+       }},
+      {"GumbelSecond", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.norm_topk_prob = true;
+         c.router.second = "gumbel";
+         drops(c, DropPolicy::kSlot);
+         c.capacity.renormalize = true;
+       }},
+      {"DeviceDrop", 8, 2,
+       [=](MoeConfig& c) {
+         c.router.norm_topk_prob = true;
+         drops(c, DropPolicy::kDevice);
+         c.capacity.devices = 2;
+       }},
       {"BiasProportionalCentred", 8, 2,
        [=](MoeConfig& c) {
          c.router.score = Score::kSigmoid;

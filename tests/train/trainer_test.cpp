@@ -30,6 +30,7 @@ train::RunConfig run_config(const std::string& tokens, bool overlap) {
 struct Trained {
   std::vector<double> evaluations;  // the last one, by source
   std::string digest;               // of the last checkpoint
+  std::string table;                // the digest of layer 0's hash table in it, where there is one
 };
 
 Trained train_on(const comm::Group& world, const train::RunConfig& config, const std::filesystem::path& where,
@@ -61,6 +62,9 @@ Trained train_on(const comm::Group& world, const train::RunConfig& config, const
   request.config = train::config_record(config);
   const auto manifest = store.resume(request, train::full_state(model, step, mesh));
   trained.digest = manifest ? manifest->state.hex() : "";
+  const auto* table =
+      manifest ? checkpoint::find_tensor(*manifest, "layers.0.moe.router.hash_table", train::kBufferRole) : nullptr;
+  if (table != nullptr) trained.table = table->digest.hex();
   return trained;
 }
 
@@ -121,6 +125,29 @@ TEST(TrainerRanks, GoesOnWithTheTeacherItHadOrNone) {
     if (line.find("\"grad_norm\"") != std::string::npos)
       taught.push_back(line.find("\"distill_loss\"") != std::string::npos);
   EXPECT_EQ(taught, (std::vector<bool>{true, true, true, false}));
+}
+
+TEST(TrainerRanks, CountTokensForAHashTableOnceAndThenReadTheCheckpoint) {
+  const data::TemporaryDirectory directory;
+  const auto tokens = write_tokens(directory);
+  run_ranks(2, [&](const comm::Group& world) {
+    const auto train = [&](const std::string& where, int64_t sample, int64_t steps) {
+      auto config = run_config(tokens, false);
+      config.moe.balance = {};
+      config.moe.router.type = "hash";
+      config.moe.router.hash = {.table = moe::HashTable::kBalanced, .sample = sample};
+      config.train.steps = steps;
+      return train_on(world, config, directory / where);
+    };
+    const auto first = train("run", 1500, 2), others = train("others", 40, 2);
+    ASSERT_FALSE(first.table.empty());
+    EXPECT_NE(others.table, first.table) << "fewer tokens make another table";
+    // The number of tokens to count is not what the run was made with: nobody counts.
+    const auto after = train("run", 40, 3), whole = train("whole", 1500, 3);
+    EXPECT_EQ(after.table, first.table);
+    EXPECT_EQ(after.digest, whole.digest) << "as if it had never stopped";
+    EXPECT_EQ(after.evaluations, whole.evaluations);
+  });
 }
 
 TEST(TrainerRanks, EvaluatesAndSavesWeightsThatHaveArrived) {

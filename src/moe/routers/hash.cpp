@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hash layers (Roller et al. 2021, arXiv 2106.04426): the token's id alone says which expert it takes, by a table that
 // does not change; no parameters, no balancing loss. With k experts for each token the table has k columns of different
-// experts, each of weight 1/k (times r).
+// experts, each of weight 1/k (times r). The table is state: tables balanced, clustered and dispersed are written into
+// it when a run begins (train/hash_tables.h), from then on it is what the checkpoint says. Before that it is modulo's.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 
 #include <numeric>
 
+#include "moe/hash_tables.h"
 #include "moe/router.h"
 
 namespace conclave::moe {
@@ -22,7 +24,8 @@ class HashRouter : public Router {
     const int64_t k = shape_.top_k;
     std::vector<int32_t> ids;
     for (int64_t t = 0; t < in.batch.tokens_count(); ++t)
-      for (int64_t j = 0; j < k; ++j) ids.push_back(static_cast<int32_t>(table[feature(in.batch, t) * k + j]));
+      for (int64_t j = 0; j < k; ++j)
+        ids.push_back(static_cast<int32_t>(table[hashed_id(in.batch, t, config_.feature) * k + j]));
     Choice choice;
     choice.experts = shape_.experts;
     choice.affinity = Affinity::kNone;
@@ -39,33 +42,33 @@ class HashRouter : public Router {
   void declare(const RouteShape& shape, MethodState& state) const override;
 
  private:
-  int64_t feature(const Batch& batch, int64_t t) const {
-    const bool first = t % batch.length == 0 || batch.segment_ids[t] != batch.segment_ids[t - 1];
-    return batch.tokens[config_.feature == HashFeature::kPrevious && !first ? t - 1 : t];
-  }
+  std::vector<int64_t> drawn_table(const RouteShape& shape) const;
 
   HashConfig config_;
   RouteShape shape_;
   double scale_;
 };
 
-void HashRouter::declare(const RouteShape& shape, MethodState& state) const {
-  Tensor table = at::empty({shape.vocab, shape.top_k}, at::kLong);
-  const auto entries = elements<int64_t>(table);
+std::vector<int64_t> HashRouter::drawn_table(const RouteShape& shape) const {
   const Random random(shape.seed, Purpose::kHashTable, 0, static_cast<uint32_t>(shape.layer));
-  std::vector<int64_t> experts(shape.experts);
+  std::vector<int64_t> table, experts(shape.experts);
   for (int64_t v = 0; v < shape.vocab; ++v) {
     std::iota(experts.begin(), experts.end(), 0);
     for (int64_t j = 0; j < shape.top_k; ++j) {
       const int64_t left = shape.experts - j;
-      const int64_t drawn = config_.table == HashTable::kRandom
-                                ? static_cast<int64_t>(random.uniform(v * shape.top_k + j) * static_cast<double>(left))
-                                : 0;
+      const auto drawn = static_cast<int64_t>(random.uniform(v * shape.top_k + j) * static_cast<double>(left));
       std::swap(experts[j], experts[j + drawn]);
-      entries[v * shape.top_k + j] =
-          config_.table == HashTable::kRandom ? experts[j] : (v * shape.top_k + j) % shape.experts;
+      table.push_back(experts[j]);
     }
   }
+  return table;
+}
+
+void HashRouter::declare(const RouteShape& shape, MethodState& state) const {
+  Tensor table = at::empty({shape.vocab, shape.top_k}, at::kLong);
+  const auto entries = config_.table == HashTable::kRandom ? drawn_table(shape)
+                                                           : modulo_table({shape.vocab, shape.experts, shape.top_k});
+  std::copy(entries.begin(), entries.end(), elements<int64_t>(table).begin());
   state.declare("hash_table", table);
 }
 

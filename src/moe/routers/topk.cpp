@@ -5,9 +5,14 @@
 //
 // second: random (GShard, arXiv 2006.16668): in training a second expert is sent to with probability
 // min(1, w2 / threshold), w2 its weight; the first one's weight does not change when it is not.
+//
+// DeepSpeed (arXiv 2201.05596) draws in training, by Gumbel noise on the logits, and weighs without it: noise: gumbel
+// (RSample, k = 1) draws the expert from softmax(z); second: gumbel (k = 2) draws the second one from the softmax over
+// all but the first. An evaluation takes the largest.
 #include <ATen/TensorOperators.h>
 
 #include "moe/gate.h"
+#include "moe/gumbel.h"
 #include "moe/router.h"
 #include "moe/selection.h"
 
@@ -19,12 +24,15 @@ class TopKRouter : public Router {
   TopKRouter(const RouterConfig& config, const RouteShape& shape)
       : gate_(config),
         selection_(config, shape),
+        sampled_(config.noise == "gumbel"),
+        sampled_second_(config.second == "gumbel"),
         random_second_(config.second == "random"),
         threshold_(config.second_threshold * config.routed_scaling_factor) {}
 
   Choice route(const Tensor& scores_TS, const RouteInput& in) const override {
     Choice choice = gate_.scored(scores_TS);
     selection_.choose(choice, gate_.selection(choice), in.state);
+    if (in.moment.training) sample(choice, in);
     weigh(choice, in);
     return choice;
   }
@@ -38,6 +46,14 @@ class TopKRouter : public Router {
   bool backward_reads_logits() const override { return false; }
 
  private:
+  void sample(Choice& choice, const RouteInput& in) const {
+    if (sampled_) choice.picks.ids_C = gumbel_draws(choice.logits_TE, in, Purpose::kRouterSample);
+    if (!sampled_second_) return;
+    std::vector<int32_t> firsts(choice.tokens());
+    for (size_t t = 0; t < firsts.size(); ++t) firsts[t] = choice.picks.ids_C[2 * t];
+    const auto seconds = gumbel_draws(choice.logits_TE, in, Purpose::kRouterSecond, firsts);
+    for (size_t t = 0; t < firsts.size(); ++t) choice.picks.ids_C[2 * t + 1] = seconds[t];
+  }
   void decline_seconds(Choice& choice, const RouteInput& in) const {
     const Random random = in.moment.random(Purpose::kRouterSecond);
     choice.declined_C.assign(choice.picks.count(), 0);
@@ -52,7 +68,7 @@ class TopKRouter : public Router {
 
   Gate gate_;
   Selection selection_;
-  bool random_second_;
+  bool sampled_, sampled_second_, random_second_;
   double threshold_;  // of weights, which are scaled
 };
 
