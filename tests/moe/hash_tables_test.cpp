@@ -106,7 +106,7 @@ struct Planted {
   explicit Planted(uint64_t seed) {
     const Random random(seed, Purpose::kTest);
     for (int64_t id = 0; id < 240; ++id) {
-      group.push_back(static_cast<int64_t>(random.uniform(id) * random.uniform(id + 1000) * 6));
+      group.push_back(id < groups ? id : static_cast<int64_t>(random.uniform(id) * random.uniform(id + 1000) * 6));
       for (int64_t d = 0; d < dimensions; ++d)
         points.push_back(static_cast<float>(20 * random.normal(5000 + group[id] * dimensions + d) +
                                             random.normal(9000 + id * dimensions + d)));
