@@ -155,7 +155,8 @@ std::vector<Case> cases() {
        }},
       {"CapacityOfDevices",
        [](TransformerConfig& c) {
-         c.moe.capacity = {.factor = 0.7, .policy = DropPolicy::kDevice, .min = 1, .devices = 2};
+         c.moe.capacity.factor = 0.7, c.moe.capacity.min = 1;
+         c.moe.capacity.policy = DropPolicy::kDevice, c.moe.capacity.devices = 2;
        }},
       {"GumbelSample", [](TransformerConfig& c) { c.moe.router.noise = "gumbel", c.moe.top_k = 1; }},
       {"GumbelSecond",
