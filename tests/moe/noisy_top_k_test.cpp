@@ -29,6 +29,20 @@ TEST(NoisyTopK, EvaluationWithAllExpertsIsTheDenseSoftmax) {
     EXPECT_NEAR(choice.weights_C[i].item<double>(), dense[i / 6][choice.picks.ids_C[i]].item<double>(), 1e-14);
 }
 
+TEST(NoisyTopK, NoiseIsNormalWithTheDeviationOfItsMatrixAndAtLeastEpsilon) {
+  const int64_t E = 8, T = 3000;
+  RouterConfig config{.type = "noisy_topk"};
+  config.noisy_topk = {.epsilon = 0.25};
+  const Tensor scores = random_tensor({T, 2 * E}, at::kDouble, 1);
+  const Choice choice = Routed(config, {.experts = E, .top_k = 2}, T).route(scores);
+  const Tensor deviation = at::log1p(at::exp(scores.narrow(1, E, E))) + 0.25;
+  EXPECT_LT((choice.deviation_TE - deviation).abs().max().item<double>(), 1e-14);
+  EXPECT_LT((choice.clean_TE + deviation * choice.noise_TE - choice.logits_TE).abs().max().item<double>(), 1e-13);
+  const auto n = static_cast<double>(T * E);
+  EXPECT_NEAR(choice.noise_TE.mean().item<double>(), 0, 4.5 / std::sqrt(n));
+  EXPECT_NEAR((choice.noise_TE * choice.noise_TE).mean().item<double>(), 1, 4.5 * std::sqrt(2 / n));
+}
+
 TEST(NoisyTopK, NoiseThatVanishesLeavesTheDenseMixtureOfAllExperts) {
   const int64_t E = 4, T = 9;
   RouterConfig config{.type = "noisy_topk"};

@@ -8,7 +8,6 @@
 #include "kernels/tensor_checks.h"
 #include "moe/balancer.h"
 #include "support/moe_layer.h"
-#include "support/moe_methods.h"
 #include "support/routed.h"
 
 namespace conclave::moe {
@@ -33,10 +32,13 @@ TEST(ReluRouter, AnyNumberOfExpertsAndNoneForNegativeLogits) {
 }
 
 TEST(ReluRouter, ATokenWithoutExpertsGetsNothing) {
-  MoeConfig config = conclave::testing::own_router_methods().back().config();
+  MoeConfig config;
+  config.router.type = "relu";
   MoeLayer layer(config, {.experts = 8, .top_k = 2}, at::kDouble);
   const Tensor x = at::zeros({5, 6}, at::kDouble);
-  EXPECT_EQ(layer.run(random_batch(1, 5, 23, 1), x, at::ones_like(x)).y.abs().max().item<double>(), 0.0);
+  const auto result = layer.run(random_batch(1, 5, 23, 1), x, at::ones_like(x));
+  EXPECT_EQ(result.y.abs().max().item<double>(), 0.0);
+  EXPECT_EQ(result.decision.routing.pairs(), 0) << "a logit of zero is none";
 }
 
 // Logits of expert 0 are `logit` for every token, those of the others −1.
