@@ -121,6 +121,16 @@ TEST(ExpertShapes, AGeneralistsMeanOfEqualBranchesIsThatBranch) {
   EXPECT_GT(distance(equal(shared("add")), alone), 1e-3);
 }
 
+TEST(ExpertShapes, AGeneralistThatIsAddedGivesEqualBranchesTwice) {
+  model::Transformer added(
+      config_of([](moe::MoeConfig&c) { c.num_shared_experts = 1, c.router.norm_topk_prob = true; })),
+      twice(config_of([](moe::MoeConfig&c) { c.router.norm_topk_prob = true; }));
+  make_equal(added), make_equal(twice);
+  for (auto& [name, weight] : by_name(twice))
+    if (name.find("moe.experts") != std::string::npos && name.find("down") != std::string::npos) weight.mul_(2);
+  EXPECT_LT(distance(hidden(added), hidden(twice)), 1e-12);
+}
+
 TEST(ExpertShapes, AGeneralistWeighsAsMuchAsOneOfTheChosen) {
   const auto shared = [](moe::MoeConfig& c) { c.num_shared_experts = 1, c.shared_merge = "mean"; };
   model::Transformer mean(config_of(shared)), plain(config_of(kPlain));
@@ -141,6 +151,26 @@ Change fallback(std::optional<double> factor) {
 TEST(ExpertShapes, AFallbackExpertChangesNothingWhereNothingIsRefused) {
   model::Transformer m(config_of(fallback(100))), plain(config_of(kPlain));
   EXPECT_EQ(distance(hidden(m, true), hidden(plain, true)), 0.0);
+}
+
+TEST(ExpertShapes, AFallbackExpertIsTheDenseFfnTimesTheWeightsWhereAllIsRefused) {
+  constexpr double kScale = 2.5;  // the sum of a token's weights
+  model::Transformer m(config_of([](moe::MoeConfig& c) {
+    fallback(0.0)(c);
+    c.capacity.min = 0;
+    c.router.norm_topk_prob = true, c.router.routed_scaling_factor = kScale;
+  }));
+  auto config = config_of(kDense);
+  config.model.ffn_hidden_size = 12;
+  model::Transformer dense(config);
+  auto own = by_name(m);
+  for (auto& [name, weight] : by_name(dense)) {
+    const size_t ffn = name.find(".ffn.");
+    if (ffn == std::string::npos) continue;
+    weight.copy_(own.at(name.substr(0, ffn) + ".moe.fallback." + name.substr(ffn + 5)));
+    if (name.find("down") != std::string::npos) weight.mul_(kScale);
+  }
+  EXPECT_LT(distance(hidden(m, true), hidden(dense, true)), 1e-12);
 }
 
 TEST(ExpertShapes, AFallbackExpertEqualToTheOthersLosesNoToken) {

@@ -7,6 +7,7 @@
 #include "kernels/optimizer.h"
 #include "kernels/tensor_checks.h"
 #include "model/executors/sequential.h"
+#include "support/moe_methods.h"
 #include "support/tiny_models.h"
 
 namespace conclave {
@@ -42,10 +43,13 @@ double objective(const model::Transformer& m, const Batch& batch, nn::Gradients*
   std::vector<const moe::Decision*> storage;
   const auto view = m.loss_view(frame, storage);
   const auto& losses = m.balancer().losses();
+  const auto own = m.balancer().coefficients(m.state());
   for (size_t i = 0; i < losses.size(); ++i) {
     const bool once = losses[i].scope == moe::Scope::kModel && losses[i].type == moe::LossType::kSwitch;
     for (size_t l = 0; l < (once ? 1 : storage.size()); ++l) {
-      total += losses[i].coef * storage[l]->statistics.targets() *
+      // An l1 loss is the mean over the layers of its values there.
+      const double of_layer = losses[i].type == moe::LossType::kL1 ? 1.0 / static_cast<double>(storage.size()) : 1.0;
+      total += own[i].value_or(losses[i].coef) * of_layer * storage[l]->statistics.targets() *
                m.balancer().value(view, static_cast<int>(i), static_cast<int>(l));
     }
   }
@@ -59,6 +63,19 @@ double objective(const model::Transformer& m, const Batch& batch, nn::Gradients*
   return total;
 }
 
+// As after some training: means that stand in for experts, and routers that start from zero.
+void train(model::Transformer& m) {
+  for (const auto& layer : m.state().layers)
+    if (const Tensor means = layer.get("default_outputs"); means.defined())
+      means.copy_(kernels::random_tensor(means.sizes().vec(), at::kFloat, 4));
+  for (const auto& p : m.parameters().all()) {
+    if (p.kind != nn::ParameterKind::kRouter) continue;
+    Tensor weight = nn::view_of(m.parameters().flat(false), p);
+    if (weight.abs().max().item<double>() == 0)
+      weight.copy_(kernels::random_tensor(weight.sizes().vec(), at::kDouble, p.parts[0].name.size()) * 0.2);
+  }
+}
+
 class GradientTest : public ::testing::TestWithParam<Case> {};
 
 TEST_P(GradientTest, EqualsFiniteDifferences) {
@@ -66,9 +83,7 @@ TEST_P(GradientTest, EqualsFiniteDifferences) {
   config.dtype = at::kDouble;
   GetParam().change(config);
   model::Transformer m(config);
-  for (const auto& layer : m.state().layers)
-    if (const Tensor means = layer.get("default_outputs"); means.defined())
-      means.copy_(kernels::random_tensor(means.sizes().vec(), at::kFloat, 4));
+  train(m);
   Batch batch = testing::random_batch(2, 9, config.model.vocab_size, 3);
   batch.loss_mask[4] = 0;
   for (int i = 15; i < 18; ++i) batch.segment_ids[i] = -1, batch.loss_mask[i] = 0;  // padding at the end of the second
@@ -228,6 +243,26 @@ std::vector<Case> cases() {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GradientTest, ::testing::ValuesIn(cases()),
+                         [](const auto& info) { return info.param.name; });
+
+// Every method whose backward is the derivative of its forward. Two are not, and have tests of what they are:
+// SparseMixer goes backward by the probability without its multiplier
+// (SparseMixer.TheMeanGradientIsTheSamplingGradientOfALinearLoss), grouped dense backpropagation by experts that were
+// not computed (DenseBackpropGroup).
+std::vector<Case> method_cases() {
+  std::vector<Case> cases;
+  for (const auto& method : testing::router_methods()) {
+    if (method.name == "SparseMixer" || method.name == "DenseBackpropGroup") continue;
+    cases.push_back({method.name, [method](model::TransformerConfig& c) {
+                       const auto width = c.moe.expert_hidden_size;
+                       c.moe = method.config();
+                       if (!c.moe.expert_hidden_size) c.moe.expert_hidden_size = width;
+                     }});
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, GradientTest, ::testing::ValuesIn(method_cases()),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 
 #include "kernels/tensor_checks.h"
 #include "support/tiny_models.h"
@@ -52,6 +53,43 @@ TEST(ContextScan, WithoutAPastIsTheTokenItself) {
   s.parameters.value(s.rates).fill_(-60);
   const Tensor x = random_tensor({2 * kLength, kWidth}, at::kDouble, 2);
   EXPECT_LT((s.scan.forward(x, s.batch) - x).abs().max().item<double>(), 1e-15);
+}
+
+std::map<std::string, Tensor> routers(model::Transformer& m) {
+  std::map<std::string, Tensor> found;
+  for (const auto& p : m.parameters().all())
+    if (p.parts[0].name.find("moe.router") != std::string::npos)
+      found[p.parts[0].name] = nn::view_of(m.parameters().flat(false), p);
+  return found;
+}
+
+// Logits of either layer, and the last hidden states.
+std::vector<Tensor> routed(const model::Transformer& m) {
+  const Batch batch = testing::random_batch(2, 9, 23, 3);
+  nn::Frame frame = m.frame(batch, nullptr);
+  for (const auto& stage : m.stages()) stage->forward(frame);
+  return {m.decision(frame, 0).choice.logits_TE.clone(), m.decision(frame, 1).choice.logits_TE.clone(),
+          m.hidden(frame).clone()};
+}
+
+TEST(ContextRouter, WithoutAPastIsThePlainRouterOfTheTokenTwice) {
+  auto config = testing::tiny_config();
+  config.dtype = at::kDouble;
+  model::Transformer plain(config);
+  config.moe.router.context = true;
+  model::Transformer with_context(config);
+  auto weights = routers(with_context), plain_weights = routers(plain);
+  for (const std::string layer : {"layers.0.", "layers.1."}) {
+    const Tensor both = weights.at(layer + "moe.router.weight");  // [E, 2D]: of x and of c
+    plain_weights.at(layer + "moe.router.weight").copy_(both.narrow(1, 0, 16) + both.narrow(1, 16, 16));
+  }
+  const auto expected = routed(plain), with_past = routed(with_context);
+  for (const std::string layer : {"layers.0.", "layers.1."}) weights.at(layer + "moe.router.context.rate").fill_(-60);
+  const auto without = routed(with_context);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_LT((without[i] - expected[i]).abs().max().item<double>(), 1e-12) << i;
+    EXPECT_GT((with_past[i] - expected[i]).abs().max().item<double>(), 1e-3) << i;
+  }
 }
 
 TEST(ContextScan, GradientsEqualFiniteDifferences) {

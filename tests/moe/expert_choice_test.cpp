@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/tensor_checks.h"
+#include "support/moe_layer.h"
 #include "support/routed.h"
 
 namespace conclave::moe {
@@ -33,6 +34,18 @@ TEST(ExpertChoice, WithRoomForAllItIsTheDenseMixture) {
       Routed({.type = "expert_choice"}, {.experts = 6, .top_k = 6}, 9).route(random_tensor({9, 6}, at::kDouble, 1));
   EXPECT_EQ(choice.picks.count(), 54);
   EXPECT_NEAR(choice.weights_C.sum().item<double>(), 9.0, 1e-12);
+}
+
+TEST(ExpertChoice, ALayerWithRoomForAllGivesTheDenseMixture) {
+  MoeConfig config;
+  config.router.type = "expert_choice";
+  const conclave::testing::MoeLayer layer(config, {.experts = 4, .top_k = 4}, at::kDouble);
+  const Tensor x = random_tensor({9, 6}, at::kDouble, 2);
+  const auto weights = layer.weights();
+  const Tensor p = at::softmax(at::matmul(x, weights.router_ED.t()), 1);
+  const Tensor dense = (conclave::testing::all_experts(x, weights) * p.t().unsqueeze(2)).sum(0);
+  const Tensor y = layer.run(conclave::testing::random_batch(1, 9, 23, 1), x, at::zeros_like(x)).y;
+  EXPECT_LT((y - dense).abs().max().item<double>(), 1e-12);
 }
 
 TEST(ExpertChoice, EvaluationAdmitsByTheMeanThreshold) {

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // GShard's random second expert, and Switch's jitter (methods.md 8).
 #include <ATen/ops/arange.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/ones.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -79,6 +82,32 @@ TEST(Jitter, GradientOfTheInputGoesThroughTheFactors) {
     up.view({-1})[i] += 1e-6, down.view({-1})[i] -= 1e-6;
     EXPECT_NEAR(dx.view({-1})[i].item<double>(), (objective(up) - objective(down)) / 2e-6, 1e-7);
   }
+}
+
+TEST(Jitter, FactorsAreUniformForEachTokenAndFeature) {
+  constexpr int64_t T = 3000, D = 6;
+  constexpr double kReach = 0.3;
+  MoeConfig config;
+  config.router.jitter = kReach;
+  config.balance.losses = {{.type = LossType::kZ, .coef = 0.0}};  // reads logits, which are then kept
+  MoeLayer layer(config, {.experts = D, .top_k = 1, .width = D}, at::kDouble);
+  layer.router().copy_(at::eye(D, at::kDouble));
+  const Tensor x = at::ones({T, D}, at::kDouble);
+  const Tensor u = layer.run(random_batch(1, T, 23, 1), x, at::zeros_like(x)).decision.choice.logits_TE;
+  const double* begin = u.data_ptr<double>();
+  std::vector<double> drawn(begin, begin + T * D);
+  double products = 0;  // of neighbours in a row: each feature draws its own
+  for (int64_t i = 0; i < T * D; ++i)
+    if (i % D != 0) products += (drawn[i] - 1) * (drawn[i - 1] - 1);
+  EXPECT_LT(std::abs(products), 4.5 * kReach * kReach / 3 * std::sqrt(T * (D - 1)));
+  std::sort(drawn.begin(), drawn.end());
+  EXPECT_EQ(std::adjacent_find(drawn.begin(), drawn.end()), drawn.end()) << "two tokens or features share a draw";
+  EXPECT_GE(drawn.front(), 1 - kReach);
+  EXPECT_LE(drawn.back(), 1 + kReach);
+  double distance = 0;  // Kolmogorov's, from the uniform law
+  for (int64_t i = 0; i < T * D; ++i)
+    distance = std::max(distance, std::abs((drawn[i] - 1 + kReach) / (2 * kReach) - (i + 0.5) / (T * D)));
+  EXPECT_LT(distance * std::sqrt(T * D), 1.95);
 }
 
 TEST(Jitter, ChangesWhatTheRouterSeesInTrainingAndNothingElse) {

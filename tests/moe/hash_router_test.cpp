@@ -5,6 +5,7 @@
 #include <map>
 #include <set>
 
+#include "support/moe_layer.h"
 #include "support/routed.h"
 
 namespace conclave::moe {
@@ -29,6 +30,17 @@ TEST(HashRouter, TheTokenAloneSaysItsExpertAndNothingLearns) {
   EXPECT_NEAR(choice.weights_C[0].item<double>(), 0.5, 0);
   Routed modulo({.type = "hash"}, {.experts = 8, .top_k = 1, .vocab = 23}, 50);
   for (int64_t t = 0; t < 50; ++t) EXPECT_EQ(modulo.route({}).picks.ids_C[t], modulo.batch.tokens[t] % 8);
+}
+
+TEST(HashRouter, OneExpertIsTheDenseFeedForward) {
+  MoeConfig config;
+  config.router.type = "hash";
+  const conclave::testing::MoeLayer layer(config, {.experts = 1, .top_k = 1}, at::kDouble);
+  const Tensor x = kernels::random_tensor({9, 6}, at::kDouble, 2);
+  const Tensor dense =
+      conclave::testing::all_experts(x, {{}, layer.gate_up(0).unsqueeze(0), layer.down(0).unsqueeze(0)})[0];
+  const Tensor y = layer.run(conclave::testing::random_batch(1, 9, 23, 1), x, at::zeros_like(x)).y;
+  EXPECT_LT((y - dense).abs().max().item<double>(), 1e-12);
 }
 
 TEST(HashRouter, ThePreviousTokenCountsWithinItsDocument) {

@@ -87,7 +87,11 @@ TEST(NullExperts, TheBudgetIsReachedAndKept) {
       const auto& selected = d.statistics.selected_E;
       const auto used = std::accumulate(selected.begin(), selected.end(), int64_t{0});
       if (step >= kSteps - kLast) mean += static_cast<double>(used) / kTokens / kLast;
+      const float before = setup.state.values<float>("null_bias")[0];
       setup.router->end_step({.selected_E = selected, .tokens = kTokens}, setup.state);
+      const double excess = static_cast<double>(used) - target * kTokens;
+      const float step_of_b = excess > 0 ? 3e-4f : excess < 0 ? -3e-4f : 0.0f;
+      ASSERT_EQ(setup.state.values<float>("null_bias")[0], before + step_of_b) << "one step up, down or none";
     }
     EXPECT_NEAR(mean / target, 1.0, 0.01) << target;
   }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 
 #include "kernels/tensor_checks.h"
 #include "moe/capacity.h"
@@ -33,6 +34,46 @@ TEST(RandomTokens, DropsLateTokensNoMoreOftenThanEarlyOnes) {
   }
   const double p = 0.25, sigma = std::sqrt(steps * p * (1 - p));
   for (int64_t t = 0; t < T; ++t) EXPECT_NEAR(static_cast<double>(kept[t]), steps * p, 4.5 * sigma) << t;
+}
+
+TEST(RandomTokens, EveryOrderOfEqualTokensIsDrawnAsOften) {
+  const int64_t T = 4, steps = 4800, orders = 24;
+  Routed setup({}, {.experts = 2, .top_k = 1}, T);
+  const Choice choice = setup.route(at::zeros({T, 2}, at::kDouble));
+  const auto policy = Admission::row(DropPolicy::kRandom).make({});
+  std::map<std::vector<int32_t>, int64_t> seen;
+  for (int64_t step = 0; step < steps; ++step) {
+    setup.moment.step = step;
+    ++seen[policy->order(choice, {setup.batch, setup.state, setup.moment})];
+  }
+  ASSERT_EQ(std::ssize(seen), orders);
+  const double expected = static_cast<double>(steps) / orders;
+  double squares = 0;  // chi square of 23 degrees of freedom
+  for (const auto& [order, count] : seen) squares += std::pow(static_cast<double>(count) - expected, 2) / expected;
+  EXPECT_LT(squares, 49.7);
+}
+
+// Three sequences that change places in the micro-batch, or come to another rank's.
+TEST(RandomTokens, TheSameTokensAreDroppedWhereverTheirSequencesStand) {
+  const int64_t length = 8, T = 3 * length, E = 4, capacity = 5;
+  const std::vector<int64_t> places{2, 0, 1};
+  for (const auto policy : {DropPolicy::kRandom, DropPolicy::kScore, DropPolicy::kBpr}) {
+    Routed here({}, {.experts = E, .top_k = 2}, T), there({}, {.experts = E, .top_k = 2}, T);
+    const Tensor logits = random_tensor({T, E}, at::kDouble, 1);
+    Tensor moved = logits.clone();
+    for (int64_t s = 0; s < 3; ++s) {
+      moved.narrow(0, s * length, length).copy_(logits.narrow(0, places[s] * length, length));
+      std::copy_n(here.batch.global_token_ids.begin() + places[s] * length, length,
+                  there.batch.global_token_ids.begin() + s * length);
+    }
+    const auto kept = admitted(policy, here.route(logits), here, capacity),
+               kept_there = admitted(policy, there.route(moved), there, capacity);
+    EXPECT_LT(std::count(kept.begin(), kept.end(), 1), 2 * T);
+    for (int64_t s = 0; s < 3; ++s)
+      EXPECT_TRUE(std::equal(kept_there.begin() + 2 * s * length, kept_there.begin() + 2 * (s + 1) * length,
+                             kept.begin() + 2 * places[s] * length))
+          << "policy " << int(policy) << " sequence " << places[s];
+  }
 }
 
 TEST(BatchPrioritised, TheMostCertainTokensComeFirst) {

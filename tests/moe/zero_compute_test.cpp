@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Experts that compute nothing (methods.md 7.1, MoE++).
+#include <ATen/ops/eye.h>
 #include <gtest/gtest.h>
 
 #include <numeric>
@@ -115,6 +116,30 @@ TEST(ZeroCompute, PlannedFlopsAreThoseOfAnEvenLoad) {
   const auto C = expert_capacity({.factor = 1.0, .min = 1}, true, 1000, 3,
                                  Router::make(config.router, {6, 3})->even_experts({6, 3}));
   EXPECT_EQ(*C * 6, 1800);
+}
+
+// Tokens that want each computing expert three times and each other four: what is planned for an even load is what
+// experts compute.
+TEST(ZeroCompute, CountedFlopsAreThoseOfWhatExpertsCompute) {
+  constexpr int64_t kExperts = 6, kOthers = 3, kAll = kExperts + kOthers, kEach = 12, F = 40;
+  MoeConfig config = config_of({.zero = 1, .copy = 1, .constant = 1});
+  MoeLayer layer(config, {kExperts, 1, kAll, F}, at::kDouble);
+  layer.router().copy_(8 * at::eye(kAll, at::kDouble));
+  std::vector<int64_t> wanted;
+  for (int64_t e = 0; e < kAll; ++e) wanted.insert(wanted.end(), e < kExperts ? kEach * 3 / 4 : kEach, e);
+  const int64_t T = std::ssize(wanted);
+  Tensor x = at::zeros({T, kAll}, at::kDouble);
+  for (int64_t t = 0; t < T; ++t) x[t][wanted[t]] = 1;
+  const auto result = layer.run(random_batch(1, T, 23, 1), x, at::zeros_like(x));
+  const auto& dispatched = result.decision.statistics.dispatched_E;
+  EXPECT_EQ(std::accumulate(dispatched.begin(), dispatched.end(), int64_t{0}), result.decision.routing.pairs());
+  const model::ModelConfig model{
+      .vocab_size = 32, .hidden_size = kAll, .num_layers = 1, .num_attention_heads = 1, .head_dim = 4};
+  config.num_experts = kExperts, config.top_k = 1, config.expert_hidden_size = F;
+  const auto planned = model::count_flops(model::model_shape(model, config), model::Counter::kExact, T).experts;
+  const double measured = static_cast<double>(result.decision.routing.pairs() * 2 * 3 * kAll * F) / T;
+  EXPECT_NEAR(static_cast<double>(planned), measured, 0.5) << "of a token, in whole operations";
+  EXPECT_LT(measured, 0.61 * 2 * 3 * kAll * F) << "the rest computes nothing";
 }
 
 TEST(ZeroCompute, ASwitchLossWeighsThemByTau) {

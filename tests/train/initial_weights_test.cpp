@@ -65,17 +65,32 @@ struct Begun {
   double loss = 0;
 };
 
-Begun begin(const comm::Group& world, Layout layout, LayoutCase layout_case, const config::TextOrList& from) {
+LayoutCase starting_from(const config::TextOrList& from, LayoutCase layout_case) {
   layout_case.change = [change = layout_case.change, from](auto& config) {
     change(config);
     config.model.init_from = from;
   };
-  RankRun run(world, layout, layout_case, kFast);
+  return layout_case;
+}
+
+Begun begin(const comm::Group& world, Layout layout, const LayoutCase& layout_case, const config::TextOrList& from) {
+  RankRun run(world, layout, starting_from(from, layout_case), kFast);
   const auto log = make_silent_log();
   train::take_initial_weights(run.config(), world, run.state(), *log);
   Begun begun{run.all_state(), 0};
   begun.loss = run.step(7).loss;
   return begun;
+}
+
+// Of an evaluation of a batch of step 7 by what begins with `from`.
+Tensor last_hidden(const LayoutCase& layout_case, const config::TextOrList& from) {
+  RankRun run({}, {}, starting_from(from, layout_case), kFast);
+  const auto log = make_silent_log();
+  train::take_initial_weights(run.config(), {}, run.state(), *log);
+  const Batch batch = layout_batch(run.config(), false, 7, 0);
+  nn::Frame frame = run.model().frame(batch, nullptr);
+  for (const auto& stage : run.model().stages()) stage->forward(frame);
+  return run.model().hidden(frame).clone();
 }
 
 std::string refusal(const LayoutCase& layout_case, const config::TextOrList& from) {
@@ -102,10 +117,9 @@ TEST(InitialWeights, OfTheSameModelAreTaken) {
   }
 }
 
-TEST(InitialWeights, OfADenseRunKeepItsFunction) {
-  Runs runs;
-  const double loss = runs.train(dense(), "dense", 2);
-  const std::map<std::string, std::function<void(train::RunConfig&)>> targets = {
+// What a dense run may become with its function unchanged.
+std::map<std::string, std::function<void(train::RunConfig&)>> upcycled() {
+  return {
       {"plain", [](auto&) {}},
       {"merged",
        [](auto& config) {
@@ -130,9 +144,43 @@ TEST(InitialWeights, OfADenseRunKeepItsFunction) {
          config.moe.layers = moe::LayerPattern{1, 1};
        }},
   };
-  for (const auto& [name, change] : targets) {
+}
+
+TEST(InitialWeights, OfADenseRunKeepItsFunction) {
+  Runs runs;
+  const double loss = runs.train(dense(), "dense", 2);
+  const Tensor hidden = last_hidden(dense(), runs.where("dense"));
+  for (const auto& [name, change] : upcycled()) {
     SCOPED_TRACE(name);
     EXPECT_NEAR(begin(comm::Group(), {}, model_case(change), runs.where("dense")).loss / loss, 1, 1e-6);
+    const Tensor difference = last_hidden(model_case(change), runs.where("dense")) - hidden;
+    EXPECT_LE(difference.norm().item<double>(), 1e-6 * hidden.norm().item<double>());
+  }
+}
+
+TEST(InitialWeights, OfADenseRunLeaveItsMomentsBehind) {
+  Runs runs;
+  runs.train(dense(), "dense", 2);
+  for (const auto& [name, change] : upcycled()) {
+    const auto begun = begin(comm::Group(), {}, model_case(change), runs.where("dense"));
+    int64_t moments = 0;
+    for (const auto& [key, bytes] : begun.state) {
+      if (!key.ends_with(" adam_m") && !key.ends_with(" adam_v")) continue;
+      EXPECT_EQ(bytes, std::string(bytes.size(), '\0')) << name << ": " << key;
+      ++moments;
+    }
+    EXPECT_GT(moments, 50) << name;
+  }
+}
+
+TEST(InitialWeights, AListOfOneDenseRunIsThatRun) {
+  Runs runs;
+  runs.train(dense(), "dense", 2);
+  for (const auto& change : {upcycled().at("plain"), upcycled().at("slices")}) {
+    const auto one = begin(comm::Group(), {}, model_case(change), runs.where("dense")),
+               list = begin(comm::Group(), {}, model_case(change), std::vector<std::string>{runs.where("dense")});
+    EXPECT_TRUE(list.state == one.state);
+    EXPECT_EQ(list.loss, one.loss);
   }
 }
 

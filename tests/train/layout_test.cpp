@@ -102,7 +102,9 @@ TEST_P(RouterLayoutRanks, TensorParallelRanksDecideTogether) {
   const auto alone = run_layout({}, {}, wide, kFast);
   LayoutOutcome one;
   run_ranks(2, [&](const comm::Group& world) {
-    expect_close(run_layout(world, {.tp = 2}, wide, kFast), alone);
+    for (const Layout& layout :
+         {Layout{.tp = 2}, Layout{.tp = 2, .sequence_parallel = false}, Layout{.tp = 2, .etp = 2}})
+      expect_close(run_layout(world, layout, wide, kFast), alone);
     auto mine = run_layout(world, {.tp = 2}, wide, kCanonical);
     if (world.rank() == 0) one = std::move(mine);
   });
@@ -133,6 +135,24 @@ TEST(RouterContextRanks, ASequenceMayLieOnTwoRanks) {
 }
 
 TEST_P(RouterLayoutRanks, AStateThatWasSavedGoesOnWithTheSameBits) { expect_resume_keeps_the_bits(GetParam()); }
+
+// Saved on one rank, and taken up by two that share the batch, the experts and the state.
+TEST_P(RouterLayoutRanks, ACheckpointGoesOnInAnotherLayoutWithTheSameBits) {
+  const data::TemporaryDirectory directory;
+  RankRun whole({}, {}, GetParam(), kCanonical);
+  for (int64_t step = 0; step < 2; ++step) whole.step(step);
+  RankStore({}, directory / "run").save(whole, 2);
+  whole.step(2);
+  const auto expected = whole.all_state();
+  run_ranks(2, [&](const comm::Group& world) {
+    RankRun run(world, {.dp = 2, .ep = 2, .zero = 1}, GetParam(), kCanonical);
+    RankStore(world, directory / "run").load(run, 2);
+    run.step(2);
+    const auto state = run.all_state();
+    ASSERT_EQ(state.size(), expected.size());
+    for (const auto& [name, bytes] : expected) EXPECT_TRUE(state.at(name) == bytes) << name;
+  });
+}
 
 // Every rank merges all experts: over dp alone.
 TEST(MergeLayoutRanks, CanonicalIsBitwiseAndFastIsClose) {

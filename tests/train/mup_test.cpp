@@ -38,10 +38,9 @@ LayoutCase sized(Sizes sizes, model::Init init) {
           }};
 }
 
-// Of one batch: what parts of the last block gave, and logits of targets.
+// Of one batch: what parts of the last block gave, and logits of its router and of targets.
 std::map<std::string, Tensor> activations(model::Transformer& model, const Batch& batch) {
-  nn::Gradients none;  // the loss, which would write them, does not run
-  nn::Frame frame = model.frame(batch, &none);
+  nn::Frame frame = model.frame(batch, nullptr);
   for (size_t s = 0; s + 1 < model.stages().size(); ++s) model.stages()[s]->forward(frame);
   std::map<std::string, Tensor> seen;
   for (nn::Slot slot = 0; slot < model.slots().count(); ++slot) {
@@ -49,6 +48,7 @@ std::map<std::string, Tensor> activations(model::Transformer& model, const Batch
     if (name == "layers.1.attention" || name == "layers.1.moe.output" || name == "layers.1.ffn_residual")
       seen[name] = frame.value(slot).clone();
   }
+  seen["router"] = model.decision(frame, 1).choice.logits_TE.clone();
   for (int64_t t = 0; t < batch.tokens_count(); t += 7)
     seen[fmt::format("logits.{}", t)] = model.logits(frame, t)[batch.targets[t]];
   return seen;
@@ -113,7 +113,7 @@ std::map<std::string, double> slopes(const std::vector<int64_t>& sizes, const Ch
 }
 
 void expect_flat(const std::map<std::string, double>& all) {
-  ASSERT_EQ(all.size(), 4u);
+  ASSERT_EQ(all.size(), 5u);
   for (const auto& [name, value] : all) EXPECT_NEAR(value, 0, 0.1) << name;
 }
 

@@ -2,6 +2,7 @@
 // moe.router.share: model, one router for all layers (methods.md 1.19, 8).
 #include "kernels/tensor_checks.h"
 #include "model/accounting.h"
+#include "support/ranks.h"
 #include "train/layout_runs.h"
 
 namespace conclave::test {
@@ -59,6 +60,34 @@ TEST(OmniRouter, ItsGradientIsTheSumOverTheLayersOfAnUntiedClone) {
         EXPECT_LT(norm_of(difference), 1e-5 * norm_of(expected)) << key;
       }
     }
+  }
+}
+
+TEST(OmniRouterRanks, ItsCopiesAreEqualAfterTenSteps) {
+  auto ten = with_router("model", "topk");
+  ten.change = [change = ten.change](auto& config) {
+    change(config);
+    config.train.steps = 10;
+    config.model.num_key_value_heads = 4;
+    config.train.micro_batch_size = 4;
+  };
+  constexpr auto kCanonical = parallel::Reduction::kCanonical;
+  RankRun alone({}, {}, ten, kCanonical);
+  const Tensor drawn = routers(alone.parameters()).at(0).second.clone();
+  for (int64_t step = 0; step < 10; ++step) alone.step(step);
+  const Tensor trained = routers(alone.parameters()).at(0).second;
+  EXPECT_GT((trained - drawn).abs().max().item<double>(), 1e-2);
+  for (const Layout& layout : {Layout{.dp = 2}, Layout{.dp = 2, .ep = 2}, Layout{.tp = 2}}) {
+    run_ranks(2, [&](const comm::Group& world) {
+      RankRun run(world, layout, ten, kCanonical);
+      for (int64_t step = 0; step < 10; ++step) run.step(step);
+      const auto copies = routers(run.parameters());
+      ASSERT_EQ(copies.size(), 1u) << "one for all layers";
+      const Tensor own = copies[0].second.contiguous();
+      const auto bytes = world.all_gather_text({static_cast<const char*>(own.data_ptr()), own.nbytes()});
+      EXPECT_EQ(bytes[0], bytes[1]);
+      if (layout.tp == 1) EXPECT_TRUE(own.equal(trained));
+    });
   }
 }
 

@@ -98,5 +98,32 @@ TEST(RecomputeRanks, WhatStandsBesideTheExpertsIsMadeAgainToo) {
     expect_same(run_layout({}, {}, generalist(recompute), kCanonical), kept);
 }
 
+// What tokens get from experts that compute nothing, with vectors that learn (MoE++) or that steps move (Default MoE).
+TEST(RecomputeRanks, WhatStaysAtHomeIsMadeAgainToo) {
+  const auto home = [](model::Recompute recompute, bool learned) {
+    return LayoutCase{.name = "Home", .change = [=](train::RunConfig& config) {
+                        config.memory.recompute = recompute;
+                        config.moe.router.type = learned ? "zero_compute" : "default_moe";
+                        if (learned)
+                          config.moe.router.zero_compute = {.zero = 1, .copy = 1, .constant = 2};
+                        else
+                          config.moe.router.default_moe = {.decay = 0.5};
+                        config.moe.top_k = 3;
+                        config.moe.capacity.factor = 1.0, config.moe.capacity.min = 1;
+                        config.moe.balance = {.losses = {{.coef = 0.1}}, .bias = {}};
+                      }};
+  };
+  constexpr auto kCanonical = parallel::Reduction::kCanonical;
+  for (const bool learned : {true, false}) {
+    const auto kept = run_layout({}, {}, home(model::Recompute::kNone, learned), kCanonical);
+    for (const auto recompute : {model::Recompute::kFfn, model::Recompute::kFull}) {
+      expect_same(run_layout({}, {}, home(recompute, learned), kCanonical), kept);
+      run_ranks(2, [&](const comm::Group& world) {
+        expect_same(run_layout(world, {.dp = 2, .ep = 2}, home(recompute, learned), kCanonical), kept);
+      });
+    }
+  }
+}
+
 }  // namespace
 }  // namespace conclave::test

@@ -2,6 +2,9 @@
 // A run that goes on from what was saved, against one that never stopped.
 #pragma once
 
+#include "checkpoint/store.h"
+#include "core/log.h"
+#include "data/token_files.h"
 #include "train/layout_runs.h"
 
 namespace conclave::test {
@@ -22,5 +25,29 @@ inline void expect_resume_keeps_the_bits(const LayoutCase& layout_case) {
   EXPECT_EQ(after.step(2).loss, whole.step(2).loss);
   EXPECT_EQ(after.all_state(), whole.all_state());
 }
+
+// A store on each rank of one run directory.
+class RankStore {
+ public:
+  RankStore(const comm::Group& world, const std::filesystem::path& where)
+      : store_(world, where, {.keep_last = 2, .directory = {.lock = {0.05, 0.5}}}, none_, *log_) {}
+  checkpoint::Digest save(RankRun& run, int64_t step) {
+    checkpoint::SaveContents contents;
+    contents.step = step;
+    return store_.save(contents, run.state()).state;
+  }
+  void load(RankRun& run, int64_t step) {
+    checkpoint::ResumeRequest request;
+    request.mode = "must";
+    const auto manifest = store_.resume(request, run.state());
+    ASSERT_TRUE(manifest && manifest->step == step);
+    run.restore(step);
+  }
+
+ private:
+  std::shared_ptr<Log> log_ = make_silent_log();
+  Failpoints none_;
+  checkpoint::Store store_;
+};
 
 }  // namespace conclave::test

@@ -93,6 +93,30 @@ TEST_P(TensorParallelRanks, AtAGivenTpTheBitsDoNotDependOnDp) {
 INSTANTIATE_TEST_SUITE_P(All, TensorParallelRanks, ::testing::ValuesIn(tensor_cases()),
                          [](const auto& info) { return info.param.name; });
 
+// Of t ranks that share a micro-batch each sends its tokens' rows alone: together every pair of a token and its expert
+// once (methods.md 3.7).
+TEST(TensorParallelVolumeRanks, EveryRankSendsItsShareOfTheRowsOverEp) {
+  const auto plain = widened({.name = "Plain"});
+  for (const int64_t tp : {2, 4}) {
+    for (const bool sequence_parallel : {true, false}) {
+      run_ranks(static_cast<int>(tp), [&](const comm::Group& world) {
+        RankRun run(world, {.ep = tp, .tp = tp, .sequence_parallel = sequence_parallel}, plain,
+                    parallel::Reduction::kFast);
+        const Batch batch = layout_batch(run.config(), false, 0, 0);
+        nn::Frame frame = run.model().frame(batch, nullptr);
+        for (const auto& stage : run.model().stages()) stage->forward(frame);
+        const int64_t own = batch.tokens_count() / tp, k = run.config().moe.top_k;
+        for (const int layer : {0, 1}) {
+          const auto& decision = run.model().decision(frame, layer);
+          EXPECT_EQ(decision.routing.pairs(), own * k);
+          EXPECT_EQ(decision.first_token, own * world.rank());
+          EXPECT_EQ(decision.choice.picks.count(), batch.tokens_count() * k) << "all ranks know all choices";
+        }
+      });
+    }
+  }
+}
+
 TEST(TensorParallelFourRanks, HoldsTheSamePromise) {
   for (const bool sequence_parallel : {true, false}) {
     const auto plain = widened({.name = "Plain"});

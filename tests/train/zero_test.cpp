@@ -3,12 +3,8 @@
 // layouts. That training has the same bits with and without is part of LayoutRanks.
 #include <gmock/gmock.h>
 
-#include <filesystem>
-
-#include "checkpoint/store.h"
-#include "core/log.h"
 #include "support/ranks.h"
-#include "train/layout_runs.h"
+#include "train/resumed_runs.h"
 
 namespace conclave::test {
 namespace {
@@ -49,43 +45,6 @@ TEST(ZeroRanks, RanksThatOwnNothingKeepTheSameBits) {
               [&](const comm::Group& world) { expect_layout_promise(world, layout, large_vocabulary(), alone); });
 }
 
-class Scratch {
- public:
-  Scratch() {
-    auto name = (std::filesystem::temp_directory_path() / "zero-XXXXXX").string();
-    where_ = ::mkdtemp(name.data());
-  }
-  ~Scratch() { std::filesystem::remove_all(where_); }
-  std::filesystem::path run() const { return where_ / "run"; }
-
- private:
-  std::filesystem::path where_;
-};
-
-// A store on each rank of one run directory.
-class RankStore {
- public:
-  RankStore(const comm::Group& world, const std::filesystem::path& where)
-      : store_(world, where, {.keep_last = 2, .directory = {.lock = {0.05, 0.5}}}, none_, *log_) {}
-  checkpoint::Digest save(RankRun& run, int64_t step) {
-    checkpoint::SaveContents contents;
-    contents.step = step;
-    return store_.save(contents, run.state()).state;
-  }
-  void load(RankRun& run, int64_t step) {
-    checkpoint::ResumeRequest request;
-    request.mode = "must";
-    const auto manifest = store_.resume(request, run.state());
-    ASSERT_TRUE(manifest && manifest->step == step);
-    run.restore(step);
-  }
-
- private:
-  std::shared_ptr<Log> log_ = make_silent_log();
-  Failpoints none_;
-  checkpoint::Store store_;
-};
-
 TEST(ZeroRanks, ACheckpointGoesOnInEveryOtherLayoutBitForBit) {
   const LayoutCase large = large_vocabulary();
   RankRun alone({}, {}, large, kCanonical);
@@ -94,11 +53,11 @@ TEST(ZeroRanks, ACheckpointGoesOnInEveryOtherLayoutBitForBit) {
   const std::vector<Layout> layouts{{1, 1, 0}, {2, 1, 1}, {2, 2, 1}, {4, 2, 1}, {4, 2, 0}, {8, 2, 1}};
   std::optional<checkpoint::Digest> digest;
   for (const Layout& from : layouts) {
-    const Scratch scratch;
+    const data::TemporaryDirectory scratch;
     run_ranks(static_cast<int>(from.dp), [&](const comm::Group& world) {
       RankRun run(world, from, large, kCanonical);
       for (int64_t i = 0; i < 2; ++i) run.step(i);
-      const auto saved = RankStore(world, scratch.run()).save(run, 2);
+      const auto saved = RankStore(world, scratch / "run").save(run, 2);
       if (world.rank() != 0) return;
       EXPECT_EQ(saved, digest.value_or(saved)) << "dp " << from.dp << " zero " << from.zero;
       digest = saved;
@@ -106,7 +65,7 @@ TEST(ZeroRanks, ACheckpointGoesOnInEveryOtherLayoutBitForBit) {
     for (const Layout& to : layouts) {
       run_ranks(static_cast<int>(to.dp), [&](const comm::Group& world) {
         RankRun run(world, to, large, kCanonical);
-        RankStore(world, scratch.run()).load(run, 2);
+        RankStore(world, scratch / "run").load(run, 2);
         run.step(2);
         const auto state = run.all_state();
         EXPECT_TRUE(state == expected) << "dp " << from.dp << " zero " << from.zero << " to dp " << to.dp << " ep "
