@@ -2,6 +2,7 @@
 // Runs that begin with the weights of earlier ones: the same function at the first step, whatever the layout.
 #include "train/initial_weights.h"
 
+#include <ATen/TensorOperators.h>
 #include <gmock/gmock.h>
 
 #include "checkpoint/store.h"

@@ -86,7 +86,9 @@ TEST(OmniRouterRanks, ItsCopiesAreEqualAfterTenSteps) {
       const Tensor own = copies[0].second.contiguous();
       const auto bytes = world.all_gather_text({static_cast<const char*>(own.data_ptr()), own.nbytes()});
       EXPECT_EQ(bytes[0], bytes[1]);
-      if (layout.tp == 1) EXPECT_TRUE(own.equal(trained));
+      if (layout.tp == 1) {
+        EXPECT_TRUE(own.equal(trained));
+      }
     });
   }
 }
