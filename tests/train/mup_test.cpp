@@ -135,8 +135,8 @@ TEST(MupCoordinates, GrowWithWidthOtherwise) {
 // number of words that teach an expert is no matter of scales.
 Sizes of_experts(int64_t n) { return {.experts = n, .sequences = 64, .words = 4}; }
 
-// A router's logits move 0.20 with 4 experts, 0.31, 0.27, 0.30 and 0.30 with 8 to 64: flat but for the first, which alone
-// makes the slope 0.115.
+// A router's logits move 0.20 with 4 experts, 0.31, 0.27, 0.30 and 0.30 with 8 to 64: flat but for the first, which
+// alone makes the slope 0.115.
 TEST(MupCoordinates, AreFlatOverNumbersOfExperts) {
   expect_flat(slopes({4, 8, 16, 32, 64}, of_experts, model::Init::kMup), 0.13);
   EXPECT_NEAR(slopes({8, 16, 32, 64}, of_experts, model::Init::kMup).at("router"), 0, 0.1);
